@@ -1,0 +1,1 @@
+"""A durable replay service for LLM generations on Valkey Streams."""

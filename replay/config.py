@@ -1,0 +1,154 @@
+"""Every setting of the service: once, with its unit, its default and the reason for it.
+
+A setting is a flag of ``replay serve`` (``--lease-s 15``) and an environment variable
+(``REPLAY_LEASE_S=15``); the flag wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from replay.errors import InvalidSetting
+
+ENV_PREFIX = "REPLAY_"
+
+
+def _setting(default: Any, help: str, *, secret: bool = False, least: float | None = None) -> Any:
+    """A setting; a secret has no flag, since every user of a machine can read its process list."""
+    return field(default=default, metadata={"help": help, "secret": secret, "least": least})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a node is told; see the README for the same as a table."""
+
+    host: str = _setting("127.0.0.1", "address to listen on; loopback, because the service asks nobody who they are")
+    port: int = _setting(8080, "port to listen on; 0 takes a free one", least=0)
+
+    valkey_url: str | None = _setting(
+        None, "valkey://, valkeys:// (TLS) or unix:// URL of a Valkey 8.0 or newer; without one the node starts its own"
+    )
+    data_dir: Path = _setting(Path("replay-data"), "where the node's own Valkey keeps its append-only file")
+    embedded_fsync: str = _setting(
+        "everysec", "appendfsync of the node's own Valkey: everysec (a power cut may lose a second) or always"
+    )
+
+    upstream_url: str | None = _setting(
+        None,
+        "base URL of the OpenAI-compatible upstream, with /v1; else OPENAI_BASE_URL; else the model `demo` answers",
+    )
+    upstream_api_key: str | None = _setting(None, "key for the upstream; else OPENAI_API_KEY", secret=True)
+    upstream_connect_timeout_s: float = _setting(10.0, "seconds to reach the upstream", least=0.001)
+    upstream_idle_timeout_s: float = _setting(
+        300.0, "seconds without a byte from the upstream, comments included; long prompts take minutes", least=0.001
+    )
+    upstream_retries: int = _setting(2, "further tries before the first byte: refused, 408, 409, 429 and 5xx", least=0)
+    demo_tokens_per_second: float = _setting(30.0, "pace of the model `demo`, about a fast reader's", least=0.001)
+
+    ttl_s: int = _setting(86_400, "seconds a generation is kept after its end, where the caller names none", least=1)
+    max_ttl_s: int = _setting(2_592_000, "the longest ttl a caller may ask for: nothing lives for ever", least=1)
+    idempotency_ttl_s: int = _setting(86_400, "seconds an Idempotency-Key is remembered", least=1)
+
+    max_body_bytes: int = _setting(8 << 20, "request body; protects the node's memory", least=1024)
+    max_metadata_bytes: int = _setting(16 << 10, "a generation's metadata as JSON; every list carries it", least=2)
+    max_chunk_bytes: int = _setting(4 << 20, "one upstream event; protects from an endless line", least=1024)
+    max_generation_bytes: int = _setting(
+        32 << 20, "one generation's log; a node keeps the logs it serves in memory", least=1024
+    )
+    max_pending_bytes: int = _setting(
+        1 << 20, "unacknowledged bytes of one generation: a stalled Valkey must not fill memory", least=1024
+    )
+    max_generations: int = _setting(10_000, "generations a node produces at once; protects from a runaway", least=1)
+    cache_bytes: int = _setting(256 << 20, "logs of generations that nobody here produces or watches", least=0)
+
+    keepalive_s: float = _setting(15.0, "seconds of silence before a keep-alive; proxies cut at 30 to 60", least=0.001)
+    retry_ms: int = _setting(1000, "what `retry:` tells an EventSource to wait before it comes back", least=0)
+    write_buffer_bytes: int = _setting(
+        64 << 10, "what may wait in the node for one reader before the reader counts as slow", least=1024
+    )
+    write_deadline_s: float = _setting(
+        30.0, "seconds a slow reader may take for that buffer before it is cut", least=0.001
+    )
+
+    lease_s: float = _setting(
+        15.0, "seconds after which a silent node counts as dead and its generations are ended", least=0.2
+    )
+    store_timeout_s: float = _setting(
+        5.0, "seconds Valkey may take for one answer before the connection is replaced", least=0.05
+    )
+    store_outage_s: float = _setting(
+        60.0, "seconds of Valkey's absence after which a running generation fails as store_unavailable", least=0.05
+    )
+    heal_window_s: float = _setting(
+        10.0, "seconds a log is kept for repair after its end; an everysec file may lose the last one", least=0
+    )
+
+    drain_grace_s: float = _setting(20.0, "seconds own generations get to finish after SIGTERM", least=0)
+    drain_spread_s: float = _setting(
+        3.0, "seconds over which readers are released, so that they do not return at once", least=0
+    )
+
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            least = setting.metadata["least"]
+            value = getattr(self, setting.name)
+            if least is not None and not value >= least:
+                raise InvalidSetting(f"{flag(setting)}: expected at least {least}, got {value}")
+        if self.embedded_fsync not in ("everysec", "always"):
+            raise InvalidSetting(f"--embedded-fsync: expected everysec or always, got {self.embedded_fsync!r}")
+        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise InvalidSetting(f"--log-level: expected DEBUG, INFO, WARNING or ERROR, got {self.log_level!r}")
+
+
+def flag(setting: Field[Any]) -> str:
+    """The command-line spelling of a setting."""
+    return "--" + setting.name.replace("_", "-")
+
+
+def variable(setting: Field[Any]) -> str:
+    """The environment's spelling of a setting."""
+    return ENV_PREFIX + setting.name.upper()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` one flag per setting that is not a secret."""
+    for setting in fields(Settings):
+        if setting.metadata["secret"]:
+            continue
+        shown = "" if setting.default in (None, MISSING) else f" (default {setting.default})"
+        parser.add_argument(
+            flag(setting), dest=setting.name, metavar="…", help=setting.metadata["help"].replace("%", "%%") + shown
+        )
+
+
+def load(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings from flags (by setting name, None where not given), then the environment, then the defaults.
+
+    Raises InvalidSetting for a value that does not parse or is out of range.
+    """
+    hints = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for setting in fields(Settings):
+        text = flags.get(setting.name)
+        source = flag(setting)
+        if text is None:
+            text, source = environ.get(variable(setting)) or None, variable(setting)
+        if text is not None:
+            values[setting.name] = _parse(hints[setting.name], text, source)
+    return Settings(**values)
+
+
+def _parse(hint: Any, text: str, source: str) -> Any:
+    kinds: Sequence[type] = (int, float, Path)
+    kind = next((kind for kind in kinds if hint is kind), str)
+    try:
+        return kind(text)
+    except ValueError:
+        raise InvalidSetting(f"{source}: expected {kind.__name__}, got {text!r}") from None

@@ -1,0 +1,142 @@
+"""The one tree of errors: each class has a sentence, a code and an HTTP status.
+
+Raise them inwards with what was expected and what came; ``http/problems.py`` answers once, at the edge.
+"""
+
+from __future__ import annotations
+
+
+class ReplayError(Exception):
+    """Something went wrong inside the service."""
+
+    code = "internal_error"
+    status = 500
+
+    @property
+    def title(self) -> str:
+        """The sentence that stands for the whole class, as in RFC 9457's ``title``."""
+        return (type(self).__doc__ or "").split("\n", 1)[0]
+
+
+class InvalidSetting(ReplayError):
+    """A setting has a value that cannot be used."""
+
+    code = "invalid_setting"
+
+
+class InvalidRequest(ReplayError):
+    """The request is not one this call understands."""
+
+    code = "invalid_request"
+    status = 400
+
+
+class InvalidEventId(InvalidRequest):
+    """An event id is two integers, <ms>-<seq>."""
+
+    code = "invalid_event_id"
+
+
+class CrossSiteRequest(ReplayError):
+    """A page of another site may not change anything here."""
+
+    code = "cross_site_request"
+    status = 403
+
+
+class GenerationNotFound(ReplayError):
+    """No such generation: never started, deleted, or expired."""
+
+    code = "generation_not_found"
+    status = 404
+
+
+class GenerationExists(ReplayError):
+    """The chosen id is taken."""
+
+    code = "generation_exists"
+    status = 409
+
+
+class BodyTooLarge(ReplayError):
+    """The request body is larger than this node accepts."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class IdempotencyKeyReused(ReplayError):
+    """The Idempotency-Key was used before with another request body."""
+
+    code = "idempotency_key_reused"
+    status = 422
+
+
+class TooManyGenerations(ReplayError):
+    """This node produces as many generations as it may."""
+
+    code = "too_many_generations"
+    status = 429
+
+
+class Draining(ReplayError):
+    """This node is shutting down and starts nothing new."""
+
+    code = "draining"
+    status = 503
+
+
+class StoreUnavailable(ReplayError):
+    """Valkey does not answer."""
+
+    code = "store_unavailable"
+    status = 503
+
+
+class StoreRefused(StoreUnavailable):
+    """Valkey answers, but will not do it: full, read-only, too old, or not letting us in."""
+
+
+class DataDirInUse(ReplayError):
+    """Another node runs on this data directory."""
+
+    code = "data_dir_in_use"
+
+
+class UpstreamError(ReplayError):
+    """The upstream answered with an error."""
+
+    code = "upstream_error"
+    status = 502
+
+
+class UpstreamInvalid(UpstreamError):
+    """The upstream does not speak the protocol."""
+
+    code = "upstream_invalid"
+
+
+class UpstreamUnreachable(UpstreamError):
+    """The upstream cannot be reached."""
+
+    code = "upstream_unreachable"
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream took too long."""
+
+    code = "upstream_timeout"
+    status = 504
+
+
+class UpstreamTruncated(UpstreamError):
+    """The upstream's stream stopped before it was finished."""
+
+    code = "upstream_truncated"
+
+
+class LimitExceeded(ReplayError):
+    """A generation grew past a limit."""
+
+    code = "limit_exceeded"
+    status = 507
