@@ -104,10 +104,17 @@ class DataDirInUse(ReplayError):
 
 
 class UpstreamError(ReplayError):
-    """The upstream answered with an error."""
+    """The upstream answered with an error.
+
+    `details` is what its error object said beside the message: `type`, `param`, `code`.
+    """
 
     code = "upstream_error"
     status = 502
+
+    def __init__(self, message: str, *, details: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.details = details or {}
 
 
 class UpstreamInvalid(UpstreamError):

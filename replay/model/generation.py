@@ -1,0 +1,87 @@
+"""A generation: its status and facts, derived from the first and the last event of its log."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from replay.errors import InvalidRequest
+from replay.model.event import EventId
+
+_GENERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+
+
+class Status(StrEnum):
+    """The life of a generation; a terminal status never changes."""
+
+    QUEUED = "queued"  # accepted, the upstream has sent nothing yet
+    STREAMING = "streaming"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"  # the producing node went away, by crash or by shutdown
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing follows."""
+        return self not in (Status.QUEUED, Status.STREAMING)
+
+
+def new_generation_id() -> str:
+    """`gen_` and 160 random bits."""
+    return "gen_" + secrets.token_urlsafe(20)
+
+
+def check_generation_id(text: object) -> str:
+    """A chosen id, if it is one; raises InvalidRequest otherwise."""
+    if isinstance(text, str) and _GENERATION_ID.fullmatch(text):
+        return text
+    raise InvalidRequest(f"generation id {str(text)[:150]!r}: expected 1 to 128 of A-Z, a-z, 0-9, _ and -")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What the `start` event holds: all that is known before the upstream is called."""
+
+    generation_id: str
+    model: str
+    node: str  # who produces
+    run: str  # unlike any other start, so that a retry after a lost reply knows its own
+    ttl_ms: int
+    abandon_after_ms: int | None = None
+    metadata: dict[str, Any] | None = None
+    notice: str | None = None  # what a reader should be told of the upstream, as that it is a demonstration
+    idempotency: str | None = None  # the claim this generation was started under
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """What the `end` event holds. Times in ms, derived from the event ids."""
+
+    status: Status
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    error: dict[str, str] | None = None  # {"code", "message"}
+    total_tokens: int = 0
+    ttft_ms: int | None = None
+    duration_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A generation as its log's ends tell it."""
+
+    start: Start
+    first_id: EventId
+    last_id: EventId
+    end: End | None
+
+    @property
+    def status(self) -> Status:
+        """The end's status; before that, whether the upstream has sent anything."""
+        if self.end is not None:
+            return self.end.status
+        return Status.STREAMING if self.last_id.seq > 0 else Status.QUEUED

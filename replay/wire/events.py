@@ -1,0 +1,230 @@
+"""A log as readers see it: the same events in three forms, each of which stands alone.
+
+A `Face` turns a stretch of a log into bytes for every reader alike, so it is done once however many
+read. What belongs to one connection only (`live`, `reset`, `snapshot`) is a `Face.notice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from replay.model.event import Entry, Event, Kind
+from replay.model.generation import End, Start, Status
+from replay.model.log import Log
+from replay.model.transcript import Transcript
+from replay.wire import json, sse
+from replay.wire.openai import Template, chunk_of, further_fields, is_plain, template_of, visible_text, with_id
+
+_TOKEN = Entry.TOKEN[0]
+_TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
+
+
+def encode_start(start: Start) -> bytes:
+    """The entry of a `start`."""
+    return Entry.START + json.dumps({key: value for key, value in asdict(start).items() if value is not None})
+
+
+def decode_start(entry: bytes) -> Start:
+    """The start of a log from its first entry."""
+    return Start(**json.loads(entry[1:]))
+
+
+def encode_end(end: End) -> bytes:
+    """The entry of an `end`."""
+    return Entry.END + json.dumps({key: value for key, value in asdict(end).items() if value is not None})
+
+
+def decode_end(entry: bytes) -> End:
+    """The end of a log from its last entry."""
+    fields = json.loads(entry[1:])
+    return End(**fields | {"status": Status(fields["status"])})
+
+
+class Templates:
+    """The templates of one log, made when first asked for."""
+
+    __slots__ = ("_log", "_made")
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._made: dict[int, Template | None] = {}
+
+    def at(self, seq: int) -> Template | None:
+        """The template of the entry at ``seq``."""
+        whole = self._log.last_whole(seq)
+        if whole < 0:
+            return None
+        if whole not in self._made:
+            self._made[whole] = template_of(self._log.entries[whole][1:])
+        return self._made[whole]
+
+
+def event_data(event: Event, template: Template | None) -> bytes:
+    """One event as one line of JSON, without its id."""
+    kind = event.kind
+    if kind is Kind.START:
+        return json.dumps(_start_data(event))
+    if kind is Kind.END:
+        return json.dumps(_end_data(event))
+    chunk = json.loads(chunk_of(event.entry, template))
+    if kind is Kind.DELTA:
+        return json.dumps({"type": "delta", **_carried(chunk)})
+    data: dict[str, Any] = {"type": "token", "content": visible_text(chunk), "index": event.id.seq}
+    return json.dumps(data if is_plain(chunk) else data | _carried(chunk))
+
+
+def _start_data(event: Event) -> dict[str, Any]:
+    start = decode_start(event.entry)
+    data = {
+        "type": "start",
+        "generation_id": start.generation_id,
+        "model": start.model,
+        "created": event.id.ms / 1000,
+    }
+    return data if start.notice is None else data | {"notice": start.notice}
+
+
+def _end_data(event: Event) -> dict[str, Any]:
+    return {"type": "end", **asdict(decode_end(event.entry)), "timestamp": event.id.ms / 1000}
+
+
+def _carried(chunk: dict[str, Any]) -> dict[str, Any]:
+    """What a chunk carries, without the envelope."""
+    choices = {"choices": chunk["choices"]} if "choices" in chunk else {}
+    return choices | {key: value for key, value in further_fields(chunk).items() if key not in _OWN}
+
+
+_OWN = frozenset(("type", "content", "index", "generation_id"))  # an upstream's field must not pass for ours
+
+
+def _as_sse(log: Log, templates: Templates, start: int, stop: int) -> bytes:
+    blocks = []
+    template = None
+    for (ms, seq), entry in log.events(start, stop):
+        kind = entry[0]
+        if kind in _TEXT_ALONE:
+            template = template or templates.at(seq)
+            if kind == _TOKEN and template is not None and template.plain:
+                blocks.append(
+                    b'id: %d-%d\nevent: token\ndata: {"type":"token","content":"%b","index":%d}\n\n'
+                    % (ms, seq, entry[1:], seq)
+                )
+                continue
+        else:
+            template = None
+        event = Event(log.event_id(seq), entry)
+        name = event.kind.value.encode()
+        blocks.append(sse.block(name, event_data(event, template), event_id=b"%d-%d" % (ms, seq)))
+    return b"".join(blocks)
+
+
+def _as_lines(log: Log, templates: Templates, start: int, stop: int) -> bytes:
+    return b"".join(line + b"\n" for line in event_objects(log, templates, start, stop))
+
+
+def event_objects(log: Log, templates: Templates, start: int, stop: int) -> list[bytes]:
+    """Events as JSON objects that hold their id."""
+    return [
+        b'{"id":"%d-%d",%b' % (*event.id, event_data(event, templates.at(event.id.seq))[1:])
+        for event in log.events(start, stop)
+    ]
+
+
+def _as_chunks(log: Log, templates: Templates, start: int, stop: int) -> bytes:
+    generation_id = decode_start(log.entries[0]).generation_id
+    blocks = []
+    template, renamed = None, None
+    for event in log.events(start, stop):
+        kind = event.kind
+        if kind is Kind.START:
+            continue
+        if kind is Kind.END:
+            data = _closing_data(decode_end(event.entry))
+        elif event.entry[0] in _TEXT_ALONE:
+            current = templates.at(event.id.seq)
+            assert current is not None
+            if current is not template:
+                template, renamed = current, current.with_id(generation_id)
+            assert renamed is not None
+            data = renamed.chunk(event.entry[1:])
+        else:
+            data = with_id(event.entry[1:], generation_id)
+        blocks.append(b"id: %d-%d\ndata: %b\n\n" % (*event.id, data))
+    return b"".join(blocks)
+
+
+def _closing_data(end: End) -> bytes:
+    """How OpenAI's stream closes: `[DONE]`, or the error object of one that broke."""
+    if end.status is Status.COMPLETED:
+        return b"[DONE]"
+    error: dict[str, Any] = end.error or {"code": end.status.value, "message": f"The generation was {end.status}."}
+    upstream = error.get("upstream", {})
+    return json.dumps(
+        {
+            "error": {
+                "message": error["message"],
+                "type": upstream.get("type") or error["code"],
+                "param": upstream.get("param"),
+                "code": upstream.get("code") or error["code"],
+            }
+        }
+    )
+
+
+def _sse_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
+    encoded = None if event_id is None else event_id.encode()
+    return sse.block(name.encode(), json.dumps({"type": name, **data}), event_id=encoded)
+
+
+def _line_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
+    identity = {} if event_id is None else {"id": event_id}
+    return json.dumps({**identity, "type": name, **data}) + b"\n"
+
+
+def _no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
+    return b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """One form of a log on the wire."""
+
+    content_type: str
+    encode: Callable[[Log, Templates, int, int], bytes]  # the events from a place to before another
+    notice: Callable[..., bytes]  # (name, data, event_id=None) of what concerns one connection only
+    keepalive: bytes
+    retry: bool  # whether its readers understand `retry:`
+
+
+SSE = Face("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, retry=True)
+# Blank before a line of JSON: no reader of lines ever sees an empty line.
+NDJSON = Face("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False)
+CHUNKS = Face("text/event-stream; charset=utf-8", _as_chunks, _no_notice, sse.KEEPALIVE, retry=True)
+
+
+def fold(log: Log, templates: Templates, stop: int | None = None) -> Transcript:
+    """The transcript of a log's events before ``stop``.
+
+    A run of entries that are text alone is folded as one chunk, which costs one parse for all.
+    """
+    transcript = Transcript()
+    run: list[bytes] = []
+
+    def close_run(seq: int) -> None:
+        template = templates.at(seq) if run else None
+        if template is not None:
+            transcript.add(json.loads(template.chunk(b"".join(run))))
+            run.clear()
+
+    stop = len(log) if stop is None else stop
+    for seq, entry in enumerate(log.entries[:stop]):
+        if entry[0] in _TEXT_ALONE:
+            run.append(entry[1:])
+            continue
+        close_run(seq - 1)
+        if entry[:1] in (Entry.WHOLE_TOKEN, Entry.WHOLE_DELTA):
+            transcript.add(json.loads(entry[1:]))
+    close_run(stop - 1)
+    return transcript

@@ -1,0 +1,107 @@
+"""Server-Sent Events, both ways, after the WHATWG HTML standard, section 9.2.
+
+In: bytes in pieces of any size. A line ends with CR, LF or CRLF and with nothing else (U+2028,
+which `splitlines` would take for an end, occurs raw inside JSON). An empty line dispatches what
+the lines before it gathered; a line that starts with a colon is a comment.
+
+Out: blocks of whole lines. A keep-alive is a comment line without the blank line after it: a
+comment block of its own becomes an empty event in several client libraries.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from replay.errors import LimitExceeded
+
+KEEPALIVE = b":\n"
+_BOM = b"\xef\xbb\xbf"
+_FIELDS = (b"event", b"id", b"retry")
+
+
+class Message(NamedTuple):
+    """One dispatched event of an upstream."""
+
+    event: bytes  # empty where the stream named none
+    data: bytes  # its data lines, joined by LF
+
+
+class Decoder:
+    """Turns the bytes of an event stream into messages, however they are cut.
+
+    `foreign` tells that a line was met which no event stream has, such as HTML.
+    """
+
+    __slots__ = ("_data", "_event", "_max_bytes", "_size", "_skip_lf", "_started", "_tail", "foreign")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._tail = b""
+        self._data: list[bytes] = []
+        self._size = 0  # bytes in _data
+        self._event = b""
+        self._skip_lf = False  # the last piece ended with CR; a LF now belongs to it
+        self._started = False
+        self.foreign = False
+
+    def feed(self, piece: bytes) -> list[Message]:
+        """The messages that ``piece`` completes; raises LimitExceeded for an endless one."""
+        if self._skip_lf and piece:
+            self._skip_lf = False
+            piece = piece.removeprefix(b"\n")
+        text = self._tail + piece
+        if not self._started:
+            if len(text) < len(_BOM) and _BOM.startswith(text):
+                self._tail = text
+                return []
+            text = text.removeprefix(_BOM)
+            self._started = True
+        if b"\r" in text:
+            self._skip_lf = text.endswith(b"\r")
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = text.split(b"\n")
+        self._tail = lines.pop()
+        messages = self._take(lines)
+        if len(self._tail) + self._size > self._max_bytes:
+            raise LimitExceeded(f"upstream event: expected at most {self._max_bytes} bytes")
+        return messages
+
+    def finish(self) -> Message | None:
+        """What the end of the stream cut off before its blank line, if it has data."""
+        self._take([self._tail])
+        self._tail = b""
+        messages = self._take([b""])
+        return messages[0] if messages else None
+
+    def _take(self, lines: list[bytes]) -> list[Message]:
+        messages = []
+        data = self._data
+        for line in lines:
+            if line[:5] == b"data:":
+                value = line[6:] if line[5:6] == b" " else line[5:]
+                data.append(value)
+                self._size += len(value)
+            elif line:
+                self._other(line)
+            elif data:
+                messages.append(Message(self._event, data[0] if len(data) == 1 else b"\n".join(data)))
+                data = self._data = []
+                self._event, self._size = b"", 0
+            else:
+                self._event = b""
+        return messages
+
+    def _other(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(b"")
+        elif name == b"event":
+            self._event = value.removeprefix(b" ")
+        elif name and name not in _FIELDS:
+            self.foreign = True
+
+
+def block(event: bytes, data: bytes, *, event_id: bytes | None = None) -> bytes:
+    """One event as an `EventSource` reads it; without ``event_id`` it leaves the cursor where it is."""
+    head = b"" if event_id is None else b"id: %b\n" % event_id
+    return b"%bevent: %b\ndata: %b\n\n" % (head, event, data)
