@@ -51,6 +51,13 @@ class GenerationNotFound(ReplayError):
     status = 404
 
 
+class NotAcceptable(ReplayError):
+    """No media type that was asked for can be served."""
+
+    code = "not_acceptable"
+    status = 406
+
+
 class GenerationExists(ReplayError):
     """The chosen id is taken."""
 

@@ -35,9 +35,14 @@ def new_generation_id() -> str:
     return "gen_" + secrets.token_urlsafe(20)
 
 
+def is_generation_id(text: str) -> bool:
+    """Whether a text can be a generation's id."""
+    return _GENERATION_ID.fullmatch(text) is not None
+
+
 def check_generation_id(text: object) -> str:
     """A chosen id, if it is one; raises InvalidRequest otherwise."""
-    if isinstance(text, str) and _GENERATION_ID.fullmatch(text):
+    if isinstance(text, str) and is_generation_id(text):
         return text
     raise InvalidRequest(f"generation id {str(text)[:150]!r}: expected 1 to 128 of A-Z, a-z, 0-9, _ and -")
 
@@ -64,7 +69,7 @@ class End:
     status: Status
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
-    error: dict[str, str] | None = None  # {"code", "message"}
+    error: dict[str, Any] | None = None  # {"code", "message"}, and "upstream": what an error object said beside
     total_tokens: int = 0
     ttft_ms: int | None = None
     duration_ms: int = 0

@@ -78,6 +78,7 @@ class Log:
         place = bisect_right(self.wholes, seq)
         return self.wholes[place - 1] if place else -1
 
-    def token_times(self) -> list[int]:
-        """The time of every `token`, unix ms."""
-        return [ms for ms, entry in zip(self.times, self.entries, strict=True) if entry[0] in _TOKEN]
+    def token_times(self, stop: int | None = None) -> list[int]:
+        """The time of every `token` before ``stop``, unix ms."""
+        pairs = zip(self.times, self.entries[:stop], strict=False)
+        return [ms for ms, entry in pairs if entry[0] in _TOKEN]

@@ -1,0 +1,145 @@
+"""The store port: what the service needs of whatever keeps its logs.
+
+`EventStore` is its contract in prose, and `tests/contract` holds every store against it. "Acknowledged"
+means: in the primary's memory, unless the server is set to more (`appendfsync always`).
+
+Every call raises StoreUnavailable when the store does not answer in time, and its subclass StoreRefused
+when it answers but will not do it. After either, an append may or may not have happened; the same append
+again tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from replay.model.event import Event, EventId
+
+
+class Refused(NamedTuple):
+    """An append that was not done, because the log does not end where the writer thought."""
+
+    last: Event | None  # where it ends; None when there is no log
+
+
+class Ends(NamedTuple):
+    """Both ends of a log, read in one go, and when it expires (unix ms)."""
+
+    first: Event
+    last: Event
+    expires_at_ms: int | None
+
+
+class Page(NamedTuple):
+    """A stretch of the list of recent generations."""
+
+    generation_ids: list[str]
+    next: str | None  # where the next page begins; None at the end
+
+
+class Listener(Protocol):
+    """Who follows a log on its channel."""
+
+    def heard(self, events: Sequence[Event]) -> None:
+        """Events were appended, here or on another node. Some may be known, some missing."""
+
+    def deleted(self) -> None:
+        """The log was deleted."""
+
+    def reconnected(self) -> None:
+        """The channel was cut and is back; whatever came in between was not heard."""
+
+
+class EventStore(Protocol):
+    """Keeps logs. One connection's calls are carried out in the order in which they were made."""
+
+    on_reconnect: list[Callable[[], None]]  # called when appends are possible again after a cut
+
+    @property
+    def connections(self) -> int:
+        """How many connections to the server there are now."""
+
+    @property
+    def connects(self) -> int:
+        """How many connections were made so far."""
+
+    async def ping(self) -> None:
+        """Return if it answers."""
+
+    async def wait_up(self, timeout: float) -> bool:
+        """Wait until it answers again; whether it does."""
+
+    async def append(
+        self, generation_id: str, events: Sequence[Event], *, after: EventId | None, ttl_ms: int = 0
+    ) -> Refused | None:
+        """Append ``events`` if the log ends with ``after`` (None: if there is no log), all or none.
+
+        None when they are acknowledged, also when an earlier try with a lost answer put them there.
+        ``ttl_ms`` > 0 lets the log expire that long from now. Without events it only compares.
+        """
+
+    async def last(self, generation_id: str) -> Event | None:
+        """The last event; None when there is no log."""
+
+    async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
+        """At most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""
+
+    async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
+        """Both ends of each log, in the order asked; None for one that does not exist."""
+
+    async def expire(self, generation_id: str, ttl_ms: int) -> None:
+        """Let the log expire that long from now."""
+
+    async def delete(self, generation_id: str, *, idempotency: str | None) -> bool:
+        """Remove every trace; whether there was a log. Writers that come back late find `was_deleted`."""
+
+    async def was_deleted(self, generation_id: str) -> bool:
+        """Whether a log that is missing was deleted on purpose, not lost."""
+
+    async def listen(self, generation_id: str, listener: Listener) -> None:
+        """Hear of every append from now on; what was appended before this returns may be heard too."""
+
+    def unlisten(self, generation_id: str) -> None:
+        """Hear no more of it."""
+
+    async def register(self, generation_id: str, *, node: str, created_ms: int) -> None:
+        """List a generation as recent and as live on a node."""
+
+    async def unregister(self, generation_id: str) -> None:
+        """List it as live no more."""
+
+    async def live(self) -> dict[str, str]:
+        """Generation id -> producing node; may say too much, never too little."""
+
+    async def recent(self, *, before: str | None, limit: int) -> Page:
+        """Generations, newest first; ``before`` is an earlier page's `next`. May name some that are gone."""
+
+    async def forget(self, generation_ids: Sequence[str]) -> None:
+        """Take generations that are gone off the lists."""
+
+    async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
+        """Bind an idempotency key to a value for some time; returns the value it is bound to."""
+
+    async def release(self, key: str) -> None:
+        """Unbind an idempotency key."""
+
+    async def renew_lease(self, node: str, lease_ms: int) -> None:
+        """Say that a node is alive for that long."""
+
+    async def end_lease(self, node: str) -> None:
+        """Say that a node is gone."""
+
+    async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
+        """Say how many read what on a node, where that has changed; it holds as long as the lease."""
+
+    async def nodes(self) -> set[str]:
+        """The nodes that are alive."""
+
+    async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
+        """How many read each generation on the nodes that are alive, leaving out the node ``beside``."""
+
+    async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
+        """Tell a node that somebody else has appended to a generation which it produces."""
+
+    async def attend(self, node: str, notified: Callable[[str, list[Event]], None]) -> None:
+        """Receive a node's notifications, as far as they can be heard."""

@@ -36,3 +36,8 @@ def dumps(value: Any) -> bytes:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def canonical(value: Any) -> bytes:
+    """Equal values give equal bytes, whatever the order of their keys was."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -151,14 +151,13 @@ class Recorder:
     after it), nor does a clean end.
     """
 
-    __slots__ = ("_finished", "_started", "_template", "chunks", "done", "error", "tokens", "usage")
+    __slots__ = ("_finished", "_started", "_template", "chunks", "done", "error", "usage")
 
     def __init__(self) -> None:
         self._template: Template | None = None
         self._started: set[int] = set()
         self._finished: dict[int, str] = {}
         self.chunks = 0
-        self.tokens = 0
         self.usage: dict[str, Any] | None = None
         self.error: UpstreamError | None = None
         self.done = False  # a [DONE] was seen; more may follow all the same
@@ -170,10 +169,7 @@ class Recorder:
             text = self._template.text(raw)
             if text is not None:
                 self.chunks += 1
-                if text and self._template.visible:
-                    self.tokens += 1
-                    return Entry.TOKEN + text
-                return Entry.DELTA + text
+                return (Entry.TOKEN if text and self._template.visible else Entry.DELTA) + text
         if raw == _DONE:
             self.done = True
             return None
@@ -189,10 +185,7 @@ class Recorder:
         self.chunks += 1
         self._judge(chunk)
         self._template = template_of(raw, chunk)
-        if not visible_text(chunk):
-            return Entry.WHOLE_DELTA + raw
-        self.tokens += 1
-        return Entry.WHOLE_TOKEN + raw
+        return (Entry.WHOLE_TOKEN if visible_text(chunk) else Entry.WHOLE_DELTA) + raw
 
     def _judge(self, chunk: dict[str, Any]) -> None:
         for choice in chunk.get("choices") or ():

@@ -1,0 +1,97 @@
+"""`replay serve`: run a node."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from importlib.metadata import version
+
+import uvloop
+
+from replay import config
+from replay.app import App
+from replay.errors import ReplayError
+
+log = logging.getLogger(__name__)
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class _FieldFormatter(logging.Formatter):
+    """Time, level, logger, message, and the record's own fields as name=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        fields = (f" {name}={value!r}" for name, value in record.__dict__.items() if name not in _STANDARD)
+        head, newline, trace = line.partition("\n")
+        return head + "".join(fields) + newline + trace
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="replay", description="A durable replay service for LLM generations.")
+    parser.add_argument("--version", action="version", version=f"replay {version('replay')}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run a node", description="Run a node. Every flag is also REPLAY_….")
+    config.add_flags(serve)
+    flags = vars(parser.parse_args())
+    try:
+        settings = config.load(flags)
+        _log_to_stderr(settings.log_level)
+        code = uvloop.run(_serve(settings))
+    except ReplayError as error:
+        print(f"replay: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_FieldFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    for chatty in ("httpx2", "httpcore2", "openai"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+async def _serve(settings: config.Settings) -> int:
+    """Run until a signal; the exit code. The first SIGTERM or SIGINT drains, the second stops now."""
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    app = App(settings)
+    starting = asyncio.create_task(app.start())
+    stopping = asyncio.create_task(signals.get())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return 0
+    _greet(starting.result())
+    await stopping
+    draining = asyncio.create_task(app.drain())
+    again = asyncio.create_task(signals.get())
+    await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
+    if draining.done():
+        draining.result()
+        return 0
+    log.warning("stopping now")
+    draining.cancel()
+    await asyncio.gather(draining, return_exceptions=True)
+    await app.stop()
+    return 1
+
+
+def _greet(url: str) -> None:
+    print(f"replay is ready at {url}")
+    print("Start a generation and watch it, from a second terminal:\n")
+    print(
+        f"  curl -N {url}/generations -H 'Accept: text/event-stream' -d '{{\"prompt\": \"Hello\"}}'\n", flush=True
+    )
+
+
+if __name__ == "__main__":
+    main()

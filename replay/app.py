@@ -1,0 +1,145 @@
+"""The composition root: builds the parts, joins them, starts and drains them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from replay.config import Settings
+from replay.errors import InvalidSetting
+from replay.http.events import Events
+from replay.http.generations import Generations
+from replay.http.ops import Ops
+from replay.http.problems import answer_problems
+from replay.http.transcripts import Transcripts
+from replay.live.counters import Counters
+from replay.live.hub import Hub
+from replay.live.node import Node
+from replay.live.orphans import Orphans
+from replay.live.producers import Producers
+from replay.store.embedded import EmbeddedValkey
+from replay.store.valkey import ValkeyStore
+from replay.upstream import Upstream
+from replay.upstream.demo import DemoUpstream
+from replay.upstream.openai import OpenAIUpstream
+
+log = logging.getLogger(__name__)
+
+_CONNECT_PATIENCE_S = 10.0  # a Valkey that starts beside the node takes a moment
+_BACKLOG = 1024  # a whole room of readers may come back at once
+
+
+class App:
+    """One node, from the first connection to Valkey to the last reader released."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.name = "node_" + secrets.token_hex(8)
+        self._parts = AsyncExitStack()  # closed in reverse order of building
+
+    async def start(self) -> str:
+        """Build and start everything; the URL it listens on. Raises ReplayError when something cannot work."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self._parts.aclose()
+            raise
+
+    async def _start(self) -> str:
+        settings, parts = self.settings, self._parts
+        alone = settings.valkey_url is None
+        url = settings.valkey_url or await self._start_embedded()
+        store = ValkeyStore(url, timeout_s=settings.store_timeout_s)
+        await store.start(_CONNECT_PATIENCE_S)
+        parts.push_async_callback(store.stop)
+
+        upstream = build_upstream(settings)
+        parts.push_async_callback(upstream.close)
+        counters = Counters()
+        self.hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=2 * settings.lease_s)
+        parts.push_async_callback(self.hub.stop)
+        self.producers = Producers(store, self.hub, upstream, settings, counters, node=self.name)
+        orphans = Orphans(store, self.hub, self.producers, counters, node=self.name)
+        node = Node(store, self.hub, self.producers, orphans, settings, name=self.name)
+        await node.start(alone=alone)
+        parts.push_async_callback(node.stop)
+        parts.push_async_callback(self.producers.stop)
+
+        self._events = Events(self.hub, settings, counters)
+        generations = Generations(store, self.hub, self.producers, self._events, settings, node=self.name)
+        ops = Ops(store, self.hub, self.producers, counters)
+        web_app = web.Application(middlewares=[answer_problems], client_max_size=settings.max_body_bytes)
+        for face in (generations, self._events, Transcripts(self.hub), ops):
+            web_app.add_routes(face.routes())
+        return await self._listen(web_app)
+
+    async def _start_embedded(self) -> str:
+        embedded = EmbeddedValkey(self.settings.data_dir, fsync=self.settings.embedded_fsync)
+        await embedded.start()
+        self._parts.push_async_callback(embedded.stop)
+        return embedded.url
+
+    async def _listen(self, web_app: web.Application) -> str:
+        settings = self.settings
+        runner = web.AppRunner(web_app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
+        await runner.setup()
+        self._parts.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            raise InvalidSetting(
+                f"cannot listen on {settings.host}:{settings.port} (--host, --port): {error}"
+            ) from error
+        port = runner.addresses[0][1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        log.info("node started", extra={"node": self.name, "host": settings.host, "port": port})
+        return f"http://{host}:{port}"
+
+    async def drain(self) -> None:
+        """Go away without anybody losing anything.
+
+        Not ready -> new starts refused -> own generations may finish -> the rest end as interrupted ->
+        readers are sent elsewhere, a few at a time -> lease given up, connections closed.
+        """
+        self.producers.draining = True
+        log.info("draining", extra={"generations": len(self.producers), "subscribers": len(self.hub.subscribers)})
+        await self.producers.drain(self.settings.drain_grace_s)
+        self._events.closed = True
+        await self._release_subscribers()
+        await self.stop()
+        log.info("drained")
+
+    async def _release_subscribers(self) -> None:
+        """Cut the readers, spread over a while: a thousand that come back at once are a storm elsewhere."""
+        waiting = list(self.hub.subscribers)
+        random.shuffle(waiting)
+        for subscriber in waiting:
+            if subscriber in self.hub.subscribers:
+                await asyncio.sleep(self.settings.drain_spread_s / len(waiting))
+                subscriber.abort()
+
+    async def stop(self) -> None:
+        """Stop now."""
+        await self._parts.aclose()
+
+
+def build_upstream(settings: Settings) -> Upstream:
+    """The upstream that the settings name, else the OpenAI client's own environment variables, else the demo."""
+    base_url = settings.upstream_url or os.environ.get("OPENAI_BASE_URL")
+    api_key = settings.upstream_api_key or os.environ.get("OPENAI_API_KEY")
+    if base_url is None and api_key is None:
+        return DemoUpstream(settings.demo_tokens_per_second)
+    return OpenAIUpstream(
+        base_url=base_url or "https://api.openai.com/v1",
+        api_key=api_key or "none",  # local servers ask for no key; the client wants one
+        connect_timeout_s=settings.upstream_connect_timeout_s,
+        idle_timeout_s=settings.upstream_idle_timeout_s,
+        retries=settings.upstream_retries,
+    )

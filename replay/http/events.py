@@ -1,0 +1,187 @@
+"""A generation's events: as an event stream, as lines, as pages."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from replay.config import Settings
+from replay.errors import InvalidRequest, StoreUnavailable
+from replay.http import negotiation
+from replay.http.negotiation import generation_id_of
+from replay.http.takeover import TakenOver, head, is_chunked, release
+from replay.http.transcripts import transcript_of
+from replay.live.counters import Counters
+from replay.live.feed import Channel, Feed
+from replay.live.hub import Hub
+from replay.live.subscriber import Delivery, Pace, Subscriber
+from replay.model.event import EventId
+from replay.wire import json
+from replay.wire.events import CHUNKS, NDJSON, SSE, Face, event_objects
+
+_STREAM = "text/event-stream"
+_LINES = "application/x-ndjson"
+_PAGE = "application/json"
+_FACES = {_STREAM: SSE, _LINES: NDJSON}
+_LARGEST_PAGE = 1000
+_DEFAULT_PAGE = 100
+_FROM_START = "-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a reader begins, and what it has to be told first."""
+
+    start: int
+    notices: tuple[tuple[str, dict[str, Any], str | None], ...] = ()  # name, data, event id
+
+
+class Events:
+    """`GET /generations/{id}/events`."""
+
+    def __init__(self, hub: Hub, settings: Settings, counters: Counters) -> None:
+        self.closed = False  # the node is going away: readers are sent elsewhere
+        self._hub = hub
+        self._settings = settings
+        self._counters = counters
+
+    def routes(self) -> list[web.RouteDef]:
+        """What this face answers."""
+        return [web.get("/generations/{id}/events", self.events, allow_head=False)]
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Exactly what comes after the cursor, then live."""
+        return await self.answer(request, generation_id_of(request))
+
+    async def answer(self, request: web.Request, generation_id: str) -> web.StreamResponse:
+        """The events of a generation, as the request wants them."""
+        face = _face(request)
+        cursor = _cursor(request)
+        if face is None:
+            return await self._page(request, await self._hub.open(generation_id), cursor)
+        pace = _pace(request)
+        mode = _mode(request, face)
+        if self.closed:
+            return await self._come_back(request, face)
+        try:
+            feed = await self._hub.open(generation_id)
+            place = await self._place(request, feed, cursor, mode)
+        except StoreUnavailable:
+            return await self._come_back(request, face)
+        if place.start >= len(feed.log) and feed.log.complete and face is not NDJSON:
+            return web.Response(status=204)
+        return self._stream(request, feed, face, place, pace)
+
+    async def _place(self, request: web.Request, feed: Feed, cursor: EventId | str | None, mode: str | None) -> Place:
+        log = feed.log
+        if isinstance(cursor, EventId):
+            if await self._hub.find(feed, cursor):
+                return Place(cursor.seq + 1)
+            return Place(0, (("reset", {"reason": "unknown_event_id", "asked": str(cursor)}, None),))
+        if cursor == _FROM_START:
+            return Place(0)
+        if mode == "snapshot":
+            stop = len(log) - 1 if log.complete else len(log)
+            return Place(stop, (("snapshot", transcript_of(feed, stop), str(log.event_id(stop - 1))),))
+        since_ms = negotiation.time_ms(request, "since")
+        return Place(0 if since_ms is None else log.since(since_ms))
+
+    def _stream(self, request: web.Request, feed: Feed, face: Face, place: Place, pace: Pace) -> web.StreamResponse:
+        settings = self._settings
+        retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
+        delivery = Delivery(
+            channel=Channel(face, is_chunked(request)),
+            head=head(request, _headers(face, feed.generation_id)),
+            preface=retry + b"".join(face.notice(name, data, event_id) for name, data, event_id in place.notices),
+            start=place.start,
+            pace=pace,
+            buffer_bytes=settings.write_buffer_bytes,
+            deadline_s=settings.write_deadline_s,
+        )
+        subscribers = self._hub.subscribers
+        subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
+        subscribers.add(subscriber)
+        try:
+            transport = release(request)
+        except ConnectionResetError:
+            subscribers.discard(subscriber)
+            raise
+        subscriber.take_over(transport, delivery)
+        return TakenOver()
+
+    async def _come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
+        """Answer so that an `EventSource` tries again: any other status would end it for good."""
+        transport = release(request)
+        channel = Channel(face, is_chunked(request))
+        transport.write(head(request, _headers(face, None)) + channel.framed(face.keepalive))
+        for _ in range(100):  # the transport may write only when the loop turns
+            if not transport.get_write_buffer_size() or transport.is_closing():
+                break
+            await asyncio.sleep(0.01)
+        transport.abort()
+        return TakenOver()
+
+    async def _page(self, request: web.Request, feed: Feed, cursor: EventId | str | None) -> web.Response:
+        limit = negotiation.integer(request, "limit", least=1, most=_LARGEST_PAGE, default=_DEFAULT_PAGE)
+        place = await self._place(request, feed, cursor, None)
+        log = feed.log
+        stop = min(place.start + limit, len(log))
+        events = event_objects(log, feed.templates, place.start, stop)
+        complete = log.complete and stop == len(log)
+        following = None if complete else str(log.event_id(stop - 1)) if stop else _FROM_START
+        reset = b"".join(b',"reset":' + json.dumps({"type": name, **data}) for name, data, _ in place.notices)
+        body = b'{"events":[%b],"next":%b,"complete":%b%b}' % (
+            b",".join(events),
+            json.dumps(following),
+            json.dumps(complete),
+            reset,
+        )
+        return web.Response(body=body, content_type=_PAGE, headers={"Cache-Control": "no-cache"})
+
+
+def _headers(face: Face, generation_id: str | None) -> dict[str, str]:
+    headers = {
+        "Content-Type": face.content_type,
+        "Cache-Control": "no-cache, no-transform",
+        "X-Accel-Buffering": "no",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return headers if generation_id is None else headers | {"Replay-Generation-Id": generation_id}
+
+
+def _face(request: web.Request) -> Face | None:
+    """The form that is asked for; None is a page."""
+    form = request.query.get("format")
+    if form == "openai":
+        negotiation.accepted(request, (_STREAM,))
+        return CHUNKS
+    if form is not None:
+        raise InvalidRequest(f"format={form[:100]!r}: expected openai, or no format")
+    return _FACES.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))
+
+
+def _cursor(request: web.Request) -> EventId | str | None:
+    """The header, else the query; raises InvalidEventId."""
+    query = request.query
+    text = request.headers.get("Last-Event-ID") or query.get("after") or query.get("last_event_id")
+    if not text:
+        return None
+    return _FROM_START if text == _FROM_START else EventId.parse(text)
+
+
+def _pace(request: web.Request) -> Pace:
+    speed = negotiation.number(request, "speed", least=0.001, most=1_000_000)
+    batch_ms = negotiation.number(request, "batch_ms", least=0, most=60_000)
+    return Pace(speed=speed, batch_s=(batch_ms or 0.0) / 1000)
+
+
+def _mode(request: web.Request, face: Face) -> str | None:
+    mode = request.query.get("mode")
+    if mode not in (None, "snapshot"):
+        raise InvalidRequest(f"mode={mode[:100]!r}: expected snapshot, or no mode")
+    if mode is not None and face is CHUNKS:
+        raise InvalidRequest("mode=snapshot: expected without format=openai, whose readers know only chunks")
+    return mode

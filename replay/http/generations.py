@@ -1,0 +1,189 @@
+"""Generations: start, look up, list, cancel, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from replay.config import Settings
+from replay.errors import InvalidRequest
+from replay.http import negotiation
+from replay.http.events import Events
+from replay.http.negotiation import generation_id_of
+from replay.http.orders import read_order
+from replay.live.feed import Feed
+from replay.live.hub import Hub
+from replay.live.producers import Producers
+from replay.model.event import Event, Kind
+from replay.model.generation import End, Generation, Status
+from replay.store import Ends, EventStore
+from replay.wire import json
+from replay.wire.events import decode_end, decode_start
+
+_DEFAULT_LIMIT = 50
+_LARGEST_LIMIT = 1000
+_MOST_PAGES = 40  # looked through for one answer; a rare status is found over several calls
+_STREAM = "text/event-stream"
+
+
+class Generations:
+    """`/generations` and `/generations/{id}`."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        hub: Hub,
+        producers: Producers,
+        events: Events,
+        settings: Settings,
+        *,
+        node: str,
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._producers = producers
+        self._events = events
+        self._settings = settings
+        self._node = node
+
+    def routes(self) -> list[web.RouteDef]:
+        """What this face answers."""
+        return [
+            web.post("/generations", self.start),
+            web.get("/generations", self.list_recent),
+            web.get("/generations/{id}", self.get),
+            web.post("/generations/{id}/cancel", self.cancel),
+            web.delete("/generations/{id}", self.delete),
+        ]
+
+    async def start(self, request: web.Request) -> web.StreamResponse:
+        """Start a generation; answer with its object, or with its event stream where that is asked for."""
+        order = await read_order(request, self._settings)
+        media_type = negotiation.accepted(request, ("application/json", _STREAM))
+        started = await self._producers.start(order)
+        generation_id = started.feed.generation_id
+        if media_type == _STREAM:
+            return await self._events.answer(request, generation_id)
+        headers = {"Location": f"/generations/{generation_id}"}
+        return _answer(await self._describe_feed(started.feed), status=201 if started.created else 200, headers=headers)
+
+    async def get(self, request: web.Request) -> web.Response:
+        """One generation."""
+        generation_id = generation_id_of(request)
+        (ends,) = await self._store.ends([generation_id])
+        if ends is None:
+            return _answer(await self._describe_feed(await self._hub.open(generation_id)))
+        counts = await self._count_subscribers([generation_id])
+        return _answer(describe(_generation(ends), ends.expires_at_ms, counts[generation_id]))
+
+    async def list_recent(self, request: web.Request) -> web.Response:
+        """Generations, newest first."""
+        wanted = _statuses(request)
+        limit = negotiation.integer(request, "limit", least=1, most=_LARGEST_LIMIT, default=_DEFAULT_LIMIT)
+        found: list[Ends] = []
+        place = request.query.get("before")
+        for _ in range(_MOST_PAGES):
+            page = await self._store.recent(before=place, limit=limit - len(found))
+            found += await self._existing(page.generation_ids, wanted)
+            place = page.next
+            if len(found) >= limit or place is None:
+                break
+        generations = [_generation(ends) for ends in found]
+        counts = await self._count_subscribers([generation.start.generation_id for generation in generations])
+        described = [
+            describe(generation, ends.expires_at_ms, counts[generation.start.generation_id])
+            for generation, ends in zip(generations, found, strict=True)
+        ]
+        return _answer({"generations": described, "next": place, "feed_cursor": "-1"})
+
+    async def _existing(self, generation_ids: Sequence[str], wanted: frozenset[Status]) -> list[Ends]:
+        """Those that still exist and have a wanted status; what is gone is taken off the list."""
+        all_ends = await self._store.ends(generation_ids)
+        await self._store.forget(
+            [
+                generation_id
+                for generation_id, ends in zip(generation_ids, all_ends, strict=True)
+                if ends is None and generation_id not in self._producers and not self._hub.healing
+            ]
+        )
+        return [ends for ends in all_ends if ends is not None and _generation(ends).status in wanted]
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Stop a generation, on whichever node it runs; what it has said stays."""
+        return _answer(await self._describe_feed(await self._producers.cancel(generation_id_of(request))))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Cancel if live, and remove every trace."""
+        await self._producers.delete(generation_id_of(request))
+        return web.Response(status=204)
+
+    async def _describe_feed(self, feed: Feed) -> dict[str, Any]:
+        """The object of a generation whose events are here."""
+        log = feed.log
+        first, last = (Event(log.event_id(seq), log.entries[seq]) for seq in (0, len(log) - 1))
+        counts = await self._count_subscribers([feed.generation_id])
+        (ends,) = await self._store.ends([feed.generation_id])
+        expires_at_ms = None if ends is None else ends.expires_at_ms
+        return describe(_generation(Ends(first, last, None)), expires_at_ms, counts[feed.generation_id])
+
+    async def _count_subscribers(self, generation_ids: Sequence[str]) -> dict[str, int]:
+        """Here and on the other nodes."""
+        counts = await self._store.watchers(generation_ids, beside=self._node)
+        for generation_id in generation_ids:
+            feed = self._hub.get(generation_id)
+            counts[generation_id] += 0 if feed is None else feed.subscribers
+        return counts
+
+
+def _answer(body: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    headers = {"Cache-Control": "no-cache"} | (headers or {})
+    return web.Response(body=json.dumps(body), status=status, content_type="application/json", headers=headers)
+
+
+def _generation(ends: Ends) -> Generation:
+    end: End | None = decode_end(ends.last.entry) if ends.last.kind is Kind.END else None
+    return Generation(decode_start(ends.first.entry), ends.first.id, ends.last.id, end)
+
+
+def describe(generation: Generation, expires_at_ms: int | None, subscribers: int) -> dict[str, Any]:
+    """The generation object; times are unix seconds."""
+    start, end = generation.start, generation.end
+    path = f"/generations/{start.generation_id}"
+    described = {
+        "id": start.generation_id,
+        "status": generation.status.value,
+        "model": start.model,
+        "created": generation.first_id.ms / 1000,
+        "last_event_id": str(generation.last_id),
+        "events": generation.last_id.seq + 1,
+        "subscribers": subscribers,
+        "metadata": start.metadata or {},
+        "expires_at": None if expires_at_ms is None else expires_at_ms / 1000,
+        "links": {
+            "self": path,
+            "events": f"{path}/events",
+            "transcript": f"{path}/transcript",
+            "cancel": f"{path}/cancel",
+        },
+    }
+    if end is None:
+        return described
+    return described | {
+        "finish_reason": end.finish_reason,
+        "usage": end.usage,
+        "error": end.error,
+        "ended": generation.last_id.ms / 1000,
+    }
+
+
+def _statuses(request: web.Request) -> frozenset[Status]:
+    """The statuses asked for: `status=failed`, `status=queued,streaming`, or all; raises InvalidRequest."""
+    text = request.query.get("status")
+    if text is None:
+        return frozenset(Status)
+    try:
+        return frozenset(Status(name) for name in text.split(","))
+    except ValueError:
+        raise InvalidRequest(f"status={text[:100]!r}: expected {', '.join(Status)}") from None

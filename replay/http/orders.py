@@ -1,0 +1,102 @@
+"""Reads the body of a call that starts a generation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from aiohttp import web
+
+from replay.config import Settings
+from replay.errors import InvalidRequest
+from replay.live.producers import Order
+from replay.model.generation import check_generation_id
+from replay.wire import json
+
+_OPTIONS = frozenset(("id", "ttl", "metadata", "abandon_after"))
+_LONGEST_KEY = 255
+
+
+async def read_order(request: web.Request, settings: Settings) -> Order:
+    """The order in a request's body and headers; raises InvalidRequest."""
+    body = await _json_object(request)
+    options = body.pop("replay", None)
+    if options is None:
+        options = {}
+    if not isinstance(options, dict):
+        raise InvalidRequest(f"replay: expected an object, got {_shown(options)}")
+    unknown = options.keys() - _OPTIONS
+    if unknown:
+        raise InvalidRequest(f"replay: expected {', '.join(sorted(_OPTIONS))}, got {', '.join(sorted(unknown))[:200]}")
+    ttl_s = _seconds(options, "ttl", most=settings.max_ttl_s)
+    abandon_after_s = _seconds(options, "abandon_after", most=settings.max_ttl_s)
+    generation_id = options.get("id")
+    return Order(
+        request=_chat_request(body),
+        generation_id=None if generation_id is None else check_generation_id(generation_id),
+        ttl_ms=math.ceil((settings.ttl_s if ttl_s is None else ttl_s) * 1000),
+        metadata=_metadata(options.get("metadata"), settings),
+        abandon_after_ms=None if abandon_after_s is None else math.ceil(abandon_after_s * 1000),
+        idempotency_key=_idempotency_key(request),
+    )
+
+
+async def _json_object(request: web.Request) -> dict[str, Any]:
+    raw = await request.read()
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("body: expected a JSON object in UTF-8") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"body: expected a JSON object, got {_shown(body)}")
+    return body
+
+
+def _chat_request(body: dict[str, Any]) -> dict[str, Any]:
+    """The upstream's request: what was sent, with a bare prompt as one message of the user."""
+    model = body.get("model")
+    if model is not None and not (isinstance(model, str) and model):
+        raise InvalidRequest(f"model: expected a name, got {_shown(model)}")
+    if "prompt" in body:
+        prompt = body.pop("prompt")
+        if not isinstance(prompt, str):
+            raise InvalidRequest(f"prompt: expected a string, got {_shown(prompt)}")
+        if "messages" in body:
+            raise InvalidRequest("prompt and messages: expected one of them")
+        body["messages"] = [{"role": "user", "content": prompt}]
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise InvalidRequest(f"messages: expected a list of at least one message, or a prompt; got {_shown(messages)}")
+    body.pop("stream", None)  # upstream calls always stream
+    return {key: value for key, value in body.items() if not (key == "model" and value is None)}
+
+
+def _seconds(options: dict[str, Any], name: str, *, most: float) -> float | None:
+    value = options.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise InvalidRequest(f"replay.{name}: expected seconds, more than 0 and at most {most:g}, got {_shown(value)}")
+    return value
+
+
+def _metadata(value: Any, settings: Settings) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"replay.metadata: expected an object, got {_shown(value)}")
+    size = len(json.dumps(value))
+    if size > settings.max_metadata_bytes:
+        raise InvalidRequest(f"replay.metadata: expected at most {settings.max_metadata_bytes} bytes, got {size}")
+    return value
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key) <= _LONGEST_KEY:
+        raise InvalidRequest(f"Idempotency-Key: expected 1 to {_LONGEST_KEY} characters, got {len(key)}")
+    return key
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:100].decode(errors="replace")

@@ -1,0 +1,58 @@
+"""Takes a connection away from the HTTP server once a request is understood.
+
+A response that lasts for minutes needs nothing of the request any more: not its handler, not its task, not its
+parser. The connection gets a protocol of its own, and the server forgets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from email.utils import formatdate
+from typing import Any
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
+
+
+class TakenOver(web.StreamResponse):
+    """What a handler returns whose connection answers for itself."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """The head is written already."""
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """The end is not the server's to write."""
+
+
+def is_chunked(request: web.Request) -> bool:
+    """Whether the client knows chunks; HTTP/1.0, which some proxies still speak, does not."""
+    return request.version >= HttpVersion11
+
+
+def head(request: web.Request, headers: dict[str, str]) -> bytes:
+    """Status line and headers of a 200 that ends with its connection."""
+    lines = [f"HTTP/{request.version.major}.{request.version.minor} 200 OK"]
+    fields = CIMultiDict(headers)
+    fields["Date"] = formatdate(usegmt=True)
+    fields["Connection"] = "close"
+    if is_chunked(request):
+        fields["Transfer-Encoding"] = "chunked"
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def release(request: web.Request) -> asyncio.Transport:
+    """The connection of a request, which is the caller's from now on; the handler has to return TakenOver.
+
+    Raises ConnectionResetError when the client has left.
+    """
+    server: Any = request.protocol
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client has left")
+    server.transport = None
+    # When the handler has returned: the server drops the connection from its list, without closing it.
+    asyncio.get_running_loop().call_soon(server.connection_lost, None)
+    return transport

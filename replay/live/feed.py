@@ -1,0 +1,182 @@
+"""One generation's acknowledged events on this node, and who follows them.
+
+Subscribers are of two sorts. Those that have everything are live: an event is encoded once per face and the
+same bytes go to each of them in one loop. All others are behind, each with a place in the log, and pull
+what they lack at their own pace (see `subscriber.py`). Nobody has a queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from replay.model.event import Event
+from replay.model.generation import Start
+from replay.model.log import Log
+from replay.wire.events import Face, Templates, decode_start
+
+if TYPE_CHECKING:
+    from replay.live.subscriber import Subscriber
+
+# A late joiner gets segments of this many events, framed once for all late joiners.
+SEGMENT = 256
+
+
+def now_ms() -> int:
+    """The time, unix ms."""
+    return time.time_ns() // 1_000_000
+
+
+class Channel(NamedTuple):
+    """Whose bytes are the same: one face, in one framing."""
+
+    face: Face
+    chunked: bool  # HTTP/1.1's transfer coding; HTTP/1.0 has none
+
+    def framed(self, data: bytes) -> bytes:
+        """The bytes as they stand on the wire."""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+
+
+class Feed:
+    """The log as far as this node knows it; whoever extends it has Valkey's acknowledgement."""
+
+    def __init__(self, generation_id: str) -> None:
+        self.generation_id = generation_id
+        self.log = Log()
+        self.templates = Templates(self.log)
+        self.invalid = False  # the log it shows is not the one in Valkey; nobody may be served from it
+        self.last_written = asyncio.get_running_loop().time()  # to the live subscribers
+        self.idle_since: float | None = self.last_written  # loop time at which the last subscriber left
+        self._live: dict[Channel, set[Subscriber]] = {}
+        self._behind: set[Subscriber] = set()
+        self._segments: dict[tuple[Channel, int], bytes] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def subscribers(self) -> int:
+        """How many follow it here."""
+        return len(self._behind) + sum(map(len, self._live.values()))
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes."""
+        return self.log.size + 48 * len(self.log) + sum(map(len, self._segments.values()))
+
+    @property
+    def start(self) -> Start:
+        """What the log's first event tells."""
+        return decode_start(self.log.entries[0])
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has ended so long ago that nobody keeps it any more."""
+        return self.log.complete and now_ms() > self.log.times[-1] + self.start.ttl_ms
+
+    def extend(self, events: Sequence[Event]) -> None:
+        """Show acknowledged events to everybody who follows."""
+        start = len(self.log)
+        self.log.extend(events)
+        stop = len(self.log)
+        for channel, subscribers in self._live.items():
+            if subscribers:
+                self._broadcast(subscribers, self.frames(channel, start, stop))
+        self.last_written = asyncio.get_running_loop().time()
+        for subscriber in tuple(self._behind):
+            subscriber.pump()
+        if self.log.complete:
+            for subscriber in self._all():
+                subscriber.pump()
+        self._wake()
+
+    @staticmethod
+    def _broadcast(subscribers: set[Subscriber], data: bytes) -> None:
+        # A copy: one that turns out to be slow leaves the set while it is written to.
+        for subscriber in tuple(subscribers):
+            subscriber.write(data)
+
+    def keep_alive(self, now: float, silence: float) -> None:
+        """Write to whoever has heard nothing for that long."""
+        if now - self.last_written >= silence:
+            self.last_written = now
+            for channel, subscribers in self._live.items():
+                if subscribers:
+                    self._broadcast(subscribers, channel.framed(channel.face.keepalive))
+        for subscriber in tuple(self._behind):
+            subscriber.keep_alive(now, silence)
+
+    def frames(self, channel: Channel, start: int, stop: int) -> bytes:
+        """The events from ``start`` to before ``stop``, ready to be written."""
+        data = channel.face.encode(self.log, self.templates, start, stop)
+        return channel.framed(data) if data else b""
+
+    def segment(self, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
+        """Events from ``start`` on, at most to before ``stop``, and where they end."""
+        end = (start // SEGMENT + 1) * SEGMENT
+        if start % SEGMENT or end > stop:
+            end = min(end, stop)
+            return self.frames(channel, start, end), end
+        key = (channel, start)
+        if key not in self._segments:
+            self._segments[key] = self.frames(channel, start, end)
+        return self._segments[key], end
+
+    def add(self, subscriber: Subscriber) -> None:
+        """A subscriber that is behind."""
+        self.idle_since = None
+        self._behind.add(subscriber)
+
+    def go_live(self, subscriber: Subscriber) -> None:
+        """A subscriber that has everything."""
+        self._behind.discard(subscriber)
+        self._live.setdefault(subscriber.channel, set()).add(subscriber)
+
+    def fall_behind(self, subscriber: Subscriber) -> None:
+        """A live subscriber that could not keep up."""
+        self._live[subscriber.channel].discard(subscriber)
+        self._behind.add(subscriber)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """A subscriber that has left."""
+        self._behind.discard(subscriber)
+        self._live.get(subscriber.channel, set()).discard(subscriber)
+        if self.idle_since is None and not self.subscribers:
+            self.idle_since = asyncio.get_running_loop().time()
+            self._segments.clear()
+
+    def _all(self) -> list[Subscriber]:
+        return [subscriber for group in (self._behind, *self._live.values()) for subscriber in group]
+
+    def invalidate(self) -> None:
+        """Cut everybody off: what this node shows is not what a replay would show."""
+        self.invalid = True
+        for subscriber in self._all():
+            subscriber.abort()
+        self._wake()
+
+    async def wait_change(self, seen: int, timeout: float) -> bool:
+        """Wait until there are more than ``seen`` events; whether there are."""
+        try:
+            async with asyncio.timeout(timeout):
+                while len(self.log) <= seen and not self.invalid:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return not self.invalid
+
+    async def wait_end(self, timeout: float | None) -> bool:
+        """Wait until the generation has ended; whether it has."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.log.complete and not self.invalid:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return self.log.complete
+
+    def _wake(self) -> None:
+        # Everybody waits on an event of their own time: one who is cancelled takes nobody along.
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,144 @@
+"""Keeps a feed equal to a log that another node writes.
+
+Listen, then read, then apply what the channel brings. Known events are skipped; a hole is filled by reading
+the log from the last known event, and so is whatever a silent channel may have swallowed: a lost last message has
+no successor that would show the hole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from replay.errors import StoreUnavailable
+from replay.live.feed import Feed
+from replay.model.event import Event
+from replay.model.log import Hole
+from replay.store import EventStore
+
+log = logging.getLogger(__name__)
+
+_PAGE = 1000  # events a read; an entry is about 30 bytes
+
+
+class Follower:
+    """The Listener of one feed. `load` first; then the feed follows until `close`."""
+
+    def __init__(self, store: EventStore, feed: Feed, *, patience_s: float) -> None:
+        self.feed = feed
+        self._store = store
+        self._patience_s = patience_s  # how long a log may be shorter than the feed before that is final
+        self._reading: asyncio.Task[None] | None = None
+        self._again = False  # something was heard while reading
+        self._quiet_since = asyncio.get_running_loop().time()
+        self._short_since: float | None = None
+        self._listening = False
+
+    async def load(self) -> None:
+        """Fill the feed with all there is, and follow it from here on if it goes on."""
+        last = await self._store.last(self.feed.generation_id)
+        if last is not None and not self._ends_with(last):
+            self._listening = True
+            await self._store.listen(self.feed.generation_id, self)
+        await self.catch_up()
+
+    @staticmethod
+    def _ends_with(last: Event) -> bool:
+        return last.kind.value == "end"
+
+    async def catch_up(self) -> None:
+        """Read what the log has beyond the feed. One read serves all who ask meanwhile."""
+        self._again = True
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        # One of several who wait may be cancelled; the others still want the answer.
+        await asyncio.shield(self._reading)
+
+    async def _read(self) -> None:
+        feed = self.feed
+        while self._again and not feed.invalid:
+            self._again = False
+            while True:
+                events = await self._store.read(feed.generation_id, after=feed.log.last_id, limit=_PAGE)
+                self._apply(events)
+                if len(events) < _PAGE or feed.invalid:
+                    break
+        if feed.log.complete:
+            self.close()
+
+    def _apply(self, events: Sequence[Event]) -> None:
+        feed = self.feed
+        known = len(feed.log)
+        fresh = [event for event in events if event.id.seq >= known]
+        if any(not feed.log.holds(event.id) for event in events if event.id.seq < known):
+            log.warning("log was replaced", extra={"generation": feed.generation_id})
+            feed.invalidate()
+        elif fresh:
+            feed.extend(fresh)
+
+    def heard(self, events: Sequence[Event]) -> None:
+        """A batch from the channel."""
+        self._quiet_since = asyncio.get_running_loop().time()
+        if self._reading is not None and not self._reading.done():
+            self._again = True
+            return
+        try:
+            self._apply(events)
+        except Hole:
+            self.start_catch_up()
+        if self.feed.log.complete:
+            self.close()
+
+    def deleted(self) -> None:
+        """The log is gone; whoever has not seen its end will not see it here."""
+        self.feed.invalidate()
+
+    def reconnected(self) -> None:
+        """Whatever the channel brought meanwhile was missed."""
+        self.start_catch_up()
+
+    def start_catch_up(self) -> None:
+        """Catch up in the background."""
+        self._again = True
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(_note_failure)
+
+    async def look(self, now: float) -> None:
+        """The slow safety read of a quiet channel, and the search for a log that was lost."""
+        feed = self.feed
+        if feed.log.complete or now - self._quiet_since < 1.0:
+            return
+        self._quiet_since = now
+        last = await self._store.last(feed.generation_id)
+        if last is not None and last.id.seq >= len(feed.log):
+            self._short_since = None
+            await self.catch_up()
+        elif last is not None and not feed.log.holds(last.id):
+            feed.invalidate()
+        elif last is not None and last.id == feed.log.last_id:
+            self._short_since = None
+        elif self._short_since is None:
+            self._short_since = now  # Valkey lost events; their producer is about to append them again
+        elif now - self._short_since > self._patience_s:
+            log.warning("log was lost with its producer", extra={"generation": feed.generation_id})
+            feed.invalidate()
+
+    def close(self) -> None:
+        """Follow no more."""
+        if self._listening:
+            self._listening = False
+            self._store.unlisten(self.feed.generation_id)
+
+    async def stop(self) -> None:
+        """Follow no more, and wait until nothing is under way."""
+        self.close()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+
+def _note_failure(reading: asyncio.Task[None]) -> None:
+    if not reading.cancelled() and isinstance(reading.exception(), StoreUnavailable):
+        log.info("catch-up failed", extra={"reason": str(reading.exception())})

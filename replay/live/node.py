@@ -1,0 +1,110 @@
+"""What a node does besides serving: its lease, its census, and the things it looks at from time to time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from replay.config import Settings
+from replay.errors import StoreUnavailable
+from replay.live.hub import Hub
+from replay.live.orphans import Orphans
+from replay.live.producers import Producers
+from replay.store import EventStore
+
+log = logging.getLogger(__name__)
+
+_CENSUS_S = 0.5  # how late the other nodes may know who watches here
+
+
+class Node:
+    """Runs the periodic work, each part in a task of its own that survives Valkey's absence."""
+
+    def __init__(
+        self, store: EventStore, hub: Hub, producers: Producers, orphans: Orphans, settings: Settings, *, name: str
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._hub = hub
+        self._producers = producers
+        self._orphans = orphans
+        self._settings = settings
+        self._told: dict[str, int] = {}  # readers by generation, as the other nodes know them
+        self._restore = False  # the lists may have been lost
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self._settings.lease_s * 1000)
+
+    async def start(self, *, alone: bool) -> None:
+        """Take the lease and begin. ``alone``: no other node can be using this Valkey."""
+        if not alone:
+            self._orphans.trust_after(self._settings.lease_s)
+        self._store.on_reconnect.append(self._reconnected)
+        await self._store.attend(self.name, self._producers.notified)
+        await self._renew()
+        lease = self._settings.lease_s
+        self._tasks = [
+            asyncio.create_task(_every(lease / 3, self._renew)),
+            asyncio.create_task(_every(_CENSUS_S, self._take_census)),
+            asyncio.create_task(_every(_CENSUS_S, self._producers.abandon)),
+            asyncio.create_task(_every(lease / 10, self._orphans.sweep)),
+            asyncio.create_task(_every(min(1.0, lease / 10), self._hub.look)),
+            asyncio.create_task(_every(0.25, self._producers.renew)),
+            asyncio.create_task(self._tick()),
+        ]
+
+    async def _renew(self) -> None:
+        await self._store.renew_lease(self.name, self._lease_ms)
+
+    async def _take_census(self) -> None:
+        if self._restore:
+            await self._renew()
+            await self._producers.relist()
+            self._restore = False
+        counts = {feed.generation_id: feed.subscribers for feed in self._hub if feed.subscribers}
+        changes = {name: count for name, count in counts.items() if self._told.get(name) != count}
+        changes |= dict.fromkeys(self._told.keys() - counts.keys(), 0)
+        if changes:
+            await self._store.watch(self.name, changes, self._lease_ms)
+        self._told = counts
+
+    async def _tick(self) -> None:
+        """What needs no Valkey."""
+        silence = self._settings.keepalive_s
+        while True:
+            await asyncio.sleep(min(0.5, silence / 4))
+            self._hub.keep_alive(silence)
+            self._hub.evict()
+
+    def _reconnected(self) -> None:
+        """Valkey was away: it may have lost whatever was not yet on disk, and leases have run out."""
+        self._orphans.trust_after(self._settings.lease_s)
+        self._told = {}
+        self._restore = True
+        self._producers.check()
+
+    async def stop(self) -> None:
+        """Stop the periodic work and give up the lease."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._store.end_lease(self.name)
+        except StoreUnavailable as error:
+            log.info("lease not given up", extra={"reason": str(error)})
+
+
+async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    """Repeat an action, with jitter so that nodes do not act together; what Valkey refuses is tried next time."""
+    while True:
+        try:
+            await action()
+        except StoreUnavailable as error:
+            log.debug("postponed", extra={"action": action.__qualname__, "reason": str(error)})
+        except Exception:
+            log.exception("periodic work failed", extra={"action": action.__qualname__})
+        await asyncio.sleep(seconds * random.uniform(0.8, 1.2))

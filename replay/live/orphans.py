@@ -1,0 +1,66 @@
+"""Ends the generations whose node is gone.
+
+Every node looks now and then for live generations whose producer has no lease any more, and appends their
+`end` by the same compare-and-append as everybody: the log is the lock, there is no leader, and who is refused
+leaves it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from replay.errors import GenerationNotFound
+from replay.live.closing import close_from_outside
+from replay.live.counters import Counters
+from replay.live.hub import Hub
+from replay.live.producers import NodeLost, Producers
+from replay.model.generation import Status
+from replay.store import EventStore
+
+log = logging.getLogger(__name__)
+
+
+class Orphans:
+    """Looks for orphans; `trust_after` holds it back while leases may be missing for another reason."""
+
+    def __init__(self, store: EventStore, hub: Hub, producers: Producers, counters: Counters, *, node: str) -> None:
+        self._store = store
+        self._hub = hub
+        self._producers = producers
+        self._counters = counters
+        self._node = node
+        self._trusted_at = 0.0  # loop time
+        self._unclaimed: set[str] = set()  # ours by the list, but nobody here produces them
+
+    def trust_after(self, seconds: float) -> None:
+        """Valkey was away, and with it the leases: give every node that long to renew its own."""
+        self._trusted_at = asyncio.get_running_loop().time() + seconds
+
+    async def sweep(self) -> None:
+        """End what is orphaned."""
+        live = await self._store.live()
+        if not live or asyncio.get_running_loop().time() < self._trusted_at:
+            return
+        alive = await self._store.nodes()
+        lost = [name for name, node in live.items() if node != self._node and node not in alive]
+        unclaimed = {name for name, node in live.items() if node == self._node and name not in self._producers}
+        for generation_id in (*lost, *(unclaimed & self._unclaimed)):
+            await self._end(generation_id, alive)
+        self._unclaimed = unclaimed
+
+    async def _end(self, generation_id: str, alive: set[str]) -> None:
+        try:
+            feed = await self._hub.open(generation_id)
+            start = feed.start
+            if start.node in alive and generation_id not in self._unclaimed and not feed.log.complete:
+                await self._store.register(generation_id, node=start.node, created_ms=feed.log.times[0])
+                return
+            if not feed.log.complete:
+                error = NodeLost(f"node {start.node} went away")
+                described = {"code": error.code, "message": str(error)}
+                await close_from_outside(self._store, self._hub, generation_id, Status.INTERRUPTED, described)
+                self._counters.orphans_ended += 1
+        except GenerationNotFound:
+            log.info("orphan had expired", extra={"generation": generation_id})
+        await self._store.unregister(generation_id)

@@ -1,0 +1,230 @@
+"""One generation: upstream -> entries -> append -> acknowledged -> feed.
+
+It belongs to the node, not to the request that started it: a client hanging up changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from replay.config import Settings
+from replay.errors import (
+    LimitExceeded,
+    ReplayError,
+    StoreUnavailable,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
+from replay.live.counters import Counters
+from replay.live.feed import Feed, now_ms
+from replay.live.writer import Fenced, Writer
+from replay.model.event import Entry, Event
+from replay.model.generation import End, Status
+from replay.store import EventStore
+from replay.upstream import Upstream
+from replay.wire.events import encode_end
+from replay.wire.openai import Recorder
+from replay.wire.sse import Decoder
+
+log = logging.getLogger(__name__)
+
+# How long a stream may stay open when everything was said: [DONE] proves nothing, and usage comes last.
+_AFTER_DONE_S = 1.0
+_AFTER_FINISH_S = 15.0
+
+
+class Producer:
+    """Runs one generation whose `start` is acknowledged."""
+
+    def __init__(
+        self,
+        request: dict[str, Any],
+        *,
+        feed: Feed,
+        store: EventStore,
+        upstream: Upstream,
+        settings: Settings,
+        counters: Counters,
+    ) -> None:
+        self.feed = feed
+        self.last_watched_ms = feed.log.times[0]
+        self._start = feed.start
+        self._request = request
+        self._store = store
+        self._upstream = upstream
+        self._settings = settings
+        self._counters = counters
+        self._recorder = Recorder()
+        self._tokens = 0
+        self._first_token_ms: int | None = None
+        self._last_token_ms = 0
+        self._ending = False  # the end is put; nothing may follow
+        self._foreign: list[Event] = []  # what somebody else appended, as far as we were told
+        self._reading: asyncio.Task[None] | None = None
+        self._writer = Writer(
+            store,
+            feed,
+            counters,
+            ttl_ms=self._start.ttl_ms,
+            max_pending_bytes=settings.max_pending_bytes,
+            heal_window_s=settings.heal_window_s,
+            on_outage=self._outlast,
+        )
+
+    @property
+    def generation_id(self) -> str:
+        """Whose producer this is."""
+        return self.feed.generation_id
+
+    @property
+    def abandon_after_ms(self) -> int | None:
+        """How long nobody need watch before it is given up."""
+        return None if self._ending else self._start.abandon_after_ms
+
+    async def run(self) -> None:
+        """Call the upstream and record it, until the end stands and needs no repair."""
+        self._reading = asyncio.create_task(self._read())
+        self._reading.add_done_callback(lambda _: self._writer.check())
+        try:
+            await self._writer.run()
+        except Fenced:
+            self._ending = True
+            await self._adopt()
+        finally:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _read(self) -> None:
+        error: ReplayError | None
+        decoder = Decoder(self._settings.max_chunk_bytes)
+        try:
+            await self._record_stream(decoder)
+            error = self._recorder.verdict(foreign=decoder.foreign)
+        except (UpstreamTruncated, UpstreamTimeout, TimeoutError) as cut:
+            error = self._recorder.verdict(foreign=decoder.foreign) and _as_error(cut)
+        except (UpstreamError, LimitExceeded) as failure:
+            error = failure
+        except Exception as bug:
+            log.exception("recording failed", extra={"generation": self.generation_id})
+            error = ReplayError(f"recording failed: {bug!r}")
+        self.finish(Status.COMPLETED if error is None else Status.FAILED, error)
+
+    async def _record_stream(self, decoder: Decoder) -> None:
+        loop = asyncio.get_running_loop()
+        recorder = self._recorder
+        async with self._upstream.stream(self._request) as pieces, asyncio.timeout(None) as patience:
+            try:
+                async for piece in pieces:
+                    for message in decoder.feed(piece):
+                        self._take(recorder.record(message))
+                        if recorder.error is not None:
+                            return
+                    if recorder.done:
+                        patience.reschedule(loop.time() + _AFTER_DONE_S)
+                    elif recorder.finished:
+                        patience.reschedule(loop.time() + _AFTER_FINISH_S)
+                    await self._writer.room()
+            finally:
+                # A stream that is cut inside its last event may still have said it whole.
+                self._take_rest(decoder)
+
+    def _take_rest(self, decoder: Decoder) -> None:
+        rest = decoder.finish()
+        if rest is None:
+            return
+        try:
+            self._take(self._recorder.record(rest))
+        except UpstreamError:
+            log.info("upstream cut inside an event", extra={"generation": self.generation_id})
+
+    def _take(self, entry: bytes | None) -> None:
+        if entry is None or self._ending:
+            return
+        if self._writer.size + len(entry) > self._settings.max_generation_bytes:
+            raise LimitExceeded(f"the generation is larger than {self._settings.max_generation_bytes} bytes")
+        ms = self._writer.put(entry).ms
+        self._counters.events += 1
+        if entry[:1] in (Entry.TOKEN, Entry.WHOLE_TOKEN):
+            self._count_token(ms)
+
+    def _count_token(self, ms: int) -> None:
+        self._tokens += 1
+        self._counters.tokens += 1
+        if self._first_token_ms is None:
+            self._first_token_ms = ms
+            self._counters.first_token_seconds.add((ms - self.feed.log.times[0]) / 1000)
+        else:
+            self._counters.inter_token_seconds.add((ms - self._last_token_ms) / 1000)
+        self._last_token_ms = ms
+
+    def finish(self, status: Status, error: ReplayError | None = None) -> None:
+        """End it, after what is pending; nothing happens when it is ending already."""
+        if self._ending:
+            return
+        self._ending = True
+        last_id = self._writer.last_id
+        started_ms = self.feed.log.times[0]
+        ended_ms = max(now_ms(), last_id.ms if last_id is not None else started_ms)
+        end = End(
+            status=status,
+            finish_reason=self._recorder.finish_reason,
+            usage=self._recorder.usage,
+            error=_described(error),
+            total_tokens=self._tokens,
+            ttft_ms=None if self._first_token_ms is None else self._first_token_ms - started_ms,
+            duration_ms=ended_ms - started_ms,
+        )
+        self._writer.put(encode_end(end), ms=ended_ms)
+        if self._reading is not asyncio.current_task() and self._reading is not None:
+            self._reading.cancel()
+
+    def _outlast(self, seconds: float) -> None:
+        if seconds > self._settings.store_outage_s:
+            self.finish(Status.FAILED, StoreUnavailable(f"Valkey was away for {seconds:.0f} s"))
+
+    async def _adopt(self) -> None:
+        """Show how somebody else ended it."""
+        feed = self.feed
+        if not feed.log.complete and not self._fits(self._foreign):
+            try:
+                self._foreign = await self._store.read(self.generation_id, after=feed.log.last_id, limit=1000)
+            except StoreUnavailable:
+                self._foreign = []
+        if self._fits(self._foreign):
+            feed.extend(self._foreign)
+        if not feed.log.complete:
+            feed.invalidate()
+        log.info("generation was ended by somebody else", extra={"generation": self.generation_id})
+
+    def _fits(self, events: Sequence[Event]) -> bool:
+        return bool(events) and events[0].id.seq == len(self.feed.log)
+
+    def notified(self, events: list[Event]) -> None:
+        """Somebody else has appended; the writer finds out with its next append, which is now."""
+        self._foreign = events
+        self._writer.check()
+
+    def check(self) -> None:
+        """Compare the log with what was acknowledged, after Valkey was away."""
+        self._writer.check()
+
+    async def renew(self) -> None:
+        """Keep a silent generation's log from expiring."""
+        await self._writer.renew()
+
+
+def _as_error(cut: Exception) -> ReplayError:
+    return cut if isinstance(cut, ReplayError) else UpstreamTruncated("the upstream's stream did not end")
+
+
+def _described(error: ReplayError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    described: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if isinstance(error, UpstreamError) and error.details:
+        described["upstream"] = error.details
+    return described

@@ -1,0 +1,347 @@
+"""The generations this node produces: start, cancel, delete, abandon."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from replay.config import Settings
+from replay.errors import (
+    Draining,
+    GenerationExists,
+    GenerationNotFound,
+    IdempotencyKeyReused,
+    ReplayError,
+    StoreUnavailable,
+    TooManyGenerations,
+)
+from replay.live.closing import close_from_outside
+from replay.live.counters import Counters
+from replay.live.feed import Feed, now_ms
+from replay.live.hub import Hub
+from replay.live.producer import Producer
+from replay.model.event import Event, number
+from replay.model.generation import End, Start, Status, new_generation_id
+from replay.store import EventStore
+from replay.upstream import Upstream
+from replay.wire import json
+from replay.wire.events import decode_end, decode_start, encode_end, encode_start
+
+log = logging.getLogger(__name__)
+
+
+class Abandoned(ReplayError):
+    """Nobody watched for as long as the caller allowed."""
+
+    code = "abandoned"
+
+
+class NodeLost(ReplayError):
+    """The node that produced this generation went away."""
+
+    code = "node_lost"
+
+
+class Shutdown(ReplayError):
+    """The node that produced this generation was shut down."""
+
+    code = "shutdown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A generation somebody wants."""
+
+    request: dict[str, Any]  # for the upstream
+    generation_id: str | None = None
+    ttl_ms: int
+    metadata: dict[str, Any] | None = None
+    abandon_after_ms: int | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What became of an order."""
+
+    feed: Feed
+    created: bool  # False: an earlier call with the same key had started it
+
+
+class Producers:
+    """Starts generations and ends them, wherever they run."""
+
+    def __init__(
+        self, store: EventStore, hub: Hub, upstream: Upstream, settings: Settings, counters: Counters, *, node: str
+    ) -> None:
+        self.draining = False
+        self._store = store
+        self._hub = hub
+        self._upstream = upstream
+        self._settings = settings
+        self._counters = counters
+        self._node = node
+        self._running: dict[str, Producer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return sum(not producer.feed.log.complete for producer in self._running.values())
+
+    def __contains__(self, generation_id: str) -> bool:
+        return generation_id in self._running
+
+    # Start.
+
+    async def start(self, order: Order) -> Started:
+        """Start a generation, or attach to the one the same Idempotency-Key has started.
+
+        Raises Draining, TooManyGenerations, GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
+        """
+        if self.draining:
+            raise Draining("this node is shutting down")
+        if len(self) >= self._settings.max_generations:
+            raise TooManyGenerations(f"this node produces {len(self)} generations already (--max-generations)")
+        if order.idempotency_key is None:
+            chosen = order.generation_id
+            if chosen is not None and await self._store.last(chosen) is not None:
+                raise GenerationExists(f"generation {chosen!r} exists")
+            return await self._create(order, chosen or new_generation_id(), None)
+        return await self._start_once(order, order.idempotency_key)
+
+    async def _start_once(self, order: Order, key: str) -> Started:
+        """The claim decides on the id and the log on the producer, so any number of nodes may race."""
+        claim = hashlib.sha256(key.encode()).hexdigest()
+        wanted = {
+            "id": order.generation_id or new_generation_id(),
+            "body": _fingerprint(order),
+        }
+        claimed = await self._store.claim(claim, wanted, ttl_s=self._settings.idempotency_ttl_s)
+        if claimed["body"] != wanted["body"]:
+            raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
+        last = await self._store.last(claimed["id"])
+        if last is None:
+            try:
+                return await self._create(order, claimed["id"], claim)
+            except GenerationExists:
+                pass  # another call with the same key was faster
+        feed = await self._hub.open(claimed["id"])
+        if feed.start.idempotency == claim:
+            return Started(feed, created=False)
+        if claimed == wanted:
+            await self._store.release(claim)
+        raise GenerationExists(f"generation {claimed['id']!r} exists")
+
+    async def _create(self, order: Order, generation_id: str, claim: str | None) -> Started:
+        model = order.request.get("model") or await self._upstream.default_model()
+        start = Start(
+            generation_id=generation_id,
+            model=model,
+            node=self._node,
+            run=secrets.token_hex(8),
+            ttl_ms=order.ttl_ms,
+            abandon_after_ms=order.abandon_after_ms,
+            metadata=order.metadata,
+            notice=self._upstream.notice,
+            idempotency=claim,
+        )
+        feed = Feed(generation_id)
+        events = number([encode_start(start)], after=None, now_ms=now_ms())
+        await self._append_start(feed, events, start)
+        self._produce(feed, order.request | {"model": model})
+        return Started(feed, created=True)
+
+    async def _append_start(self, feed: Feed, events: list[Event], start: Start) -> None:
+        """Create the log; raises GenerationExists when somebody was faster."""
+        try:
+            # In this order on one connection: a log that is not on the list would never be found as an orphan.
+            _, refused = await asyncio.gather(
+                self._store.register(feed.generation_id, node=self._node, created_ms=events[0].id.ms),
+                self._store.append(feed.generation_id, events, after=None, ttl_ms=start.ttl_ms),
+            )
+        except StoreUnavailable:
+            # It may be there all the same, and its producer would never come.
+            self._own(asyncio.create_task(self._take_back(feed.generation_id, events)))
+            raise
+        if refused is not None:
+            await self._correct_owner(feed.generation_id)
+            raise GenerationExists(f"generation {feed.generation_id!r} exists")
+        feed.extend(events)
+
+    async def _take_back(self, generation_id: str, events: list[Event]) -> None:
+        """Remove a log whose start was never confirmed, as soon as Valkey answers."""
+        end = number([encode_end(End(status=Status.CANCELLED))], after=events[-1].id, now_ms=now_ms())
+        while True:
+            try:
+                if await self._store.append(generation_id, end, after=events[-1].id) is None:
+                    await self._store.delete(generation_id, idempotency=None)
+            except StoreUnavailable:
+                await asyncio.sleep(0.25)
+            else:
+                return
+
+    async def _correct_owner(self, generation_id: str) -> None:
+        """Two nodes have started the same id; the list has to name the one that won."""
+        ends = (await self._store.ends([generation_id]))[0]
+        if ends is not None and ends.last.kind.value != "end":
+            owner = decode_start(ends.first.entry).node
+            await self._store.register(generation_id, node=owner, created_ms=ends.first.id.ms)
+
+    def _produce(self, feed: Feed, request: dict[str, Any]) -> None:
+        producer = Producer(
+            request,
+            feed=feed,
+            store=self._store,
+            upstream=self._upstream,
+            settings=self._settings,
+            counters=self._counters,
+        )
+        self._hub.produce(feed)
+        self._running[feed.generation_id] = producer
+        self._counters.started += 1
+        start = feed.start
+        log.info("generation started", extra={"generation": feed.generation_id, "model": start.model})
+        if start.notice:
+            log.warning(start.notice, extra={"generation": feed.generation_id})
+        self._own(asyncio.create_task(self._run(producer)))
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, producer: Producer) -> None:
+        watching = asyncio.create_task(self._after_end(producer))
+        try:
+            await producer.run()
+        finally:
+            watching.cancel()
+            del self._running[producer.generation_id]
+            self._hub.settle(producer.feed)
+
+    async def _after_end(self, producer: Producer) -> None:
+        """Take an ended generation off the list of live ones."""
+        feed = producer.feed
+        await feed.wait_end(None)
+        if feed.invalid:
+            return
+        end = decode_end(feed.log.entries[-1])
+        self._counters.ended[end.status.value] = self._counters.ended.get(end.status.value, 0) + 1
+        log.info(
+            "generation ended",
+            extra={
+                "generation": feed.generation_id,
+                "status": end.status.value,
+                "events": len(feed.log),
+                "error": end.error and end.error["code"],
+            },
+        )
+        while True:
+            try:
+                await self._store.unregister(feed.generation_id)
+            except StoreUnavailable:
+                await asyncio.sleep(0.25)
+            else:
+                return
+
+    # End.
+
+    async def end(self, generation_id: str, status: Status, error: ReplayError | None = None) -> Feed:
+        """End a generation wherever it runs; its feed, complete. It may have ended otherwise before.
+
+        Raises GenerationNotFound, StoreUnavailable.
+        """
+        feed = await self._hub.open(generation_id)
+        producer = self._running.get(generation_id)
+        if producer is not None and producer.feed is feed:
+            producer.finish(status, error)
+            if not await feed.wait_end(self._settings.store_timeout_s):
+                raise StoreUnavailable(
+                    "Valkey has not confirmed the end in time; it will be written as soon as it does"
+                )
+            return feed
+        described = None if error is None else {"code": error.code, "message": str(error)}
+        return await close_from_outside(self._store, self._hub, generation_id, status, described)
+
+    async def cancel(self, generation_id: str) -> Feed:
+        """Cancel on request; raises GenerationNotFound, StoreUnavailable."""
+        return await self.end(generation_id, Status.CANCELLED)
+
+    async def delete(self, generation_id: str) -> None:
+        """Cancel if live, then remove every trace; raises GenerationNotFound, StoreUnavailable."""
+        feed = await self.cancel(generation_id)
+        if not await self._store.delete(generation_id, idempotency=feed.start.idempotency):
+            raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
+        self._hub.drop(feed)
+
+    def notified(self, generation_id: str, events: list[Event]) -> None:
+        """Another node has appended to a generation of ours."""
+        producer = self._running.get(generation_id)
+        if producer is not None:
+            producer.notified(events)
+
+    # What has to be looked at from time to time.
+
+    def check(self) -> None:
+        """Valkey was away: compare every log with what was acknowledged."""
+        for producer in self._running.values():
+            producer.check()
+
+    async def relist(self) -> None:
+        """Valkey was away and may have lost the lists: put everything live on them again."""
+        for producer in tuple(self._running.values()):
+            feed = producer.feed
+            if not feed.log.complete and not feed.invalid:
+                await self._store.register(feed.generation_id, node=self._node, created_ms=feed.log.times[0])
+
+    async def renew(self) -> None:
+        """Keep the logs of silent generations from expiring."""
+        for producer in tuple(self._running.values()):
+            await producer.renew()
+
+    async def abandon(self) -> None:
+        """Cancel what nobody has watched for as long as its caller allowed."""
+        asked = {name: producer for name, producer in self._running.items() if producer.abandon_after_ms is not None}
+        if not asked:
+            return
+        elsewhere = await self._store.watchers(list(asked), beside=self._node)
+        now = now_ms()
+        loop_now = asyncio.get_running_loop().time()
+        for name, producer in asked.items():
+            idle_since = producer.feed.idle_since
+            if elsewhere[name] or idle_since is None:
+                producer.last_watched_ms = now
+            else:
+                left_ms = now - int((loop_now - idle_since) * 1000)
+                producer.last_watched_ms = max(producer.last_watched_ms, left_ms)
+            allowed = producer.abandon_after_ms
+            if allowed is not None and now - producer.last_watched_ms >= allowed:
+                producer.finish(Status.CANCELLED, Abandoned(f"nobody watched for {allowed / 1000:g} s"))
+
+    # The node's end.
+
+    async def drain(self, grace_s: float) -> None:
+        """Let what runs finish for a while, then end the rest as interrupted."""
+        await self._wait_until_ended(grace_s)
+        for producer in self._running.values():
+            producer.finish(Status.INTERRUPTED, Shutdown("the node was shut down"))
+        await self._wait_until_ended(self._settings.store_timeout_s)
+
+    async def _wait_until_ended(self, timeout: float) -> None:
+        deadline = asyncio.get_running_loop().time() + timeout
+        for producer in tuple(self._running.values()):
+            await producer.feed.wait_end(deadline - asyncio.get_running_loop().time())
+
+    async def stop(self) -> None:
+        """Stop producing at once; what has not ended is left to the other nodes."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _fingerprint(order: Order) -> str:
+    """Equal for equal bodies, however they were written."""
+    body = [order.request, order.generation_id, order.ttl_ms, order.metadata, order.abandon_after_ms]
+    return hashlib.sha256(json.canonical(body)).hexdigest()

@@ -1,0 +1,267 @@
+"""One reader's connection, from the end of the request's headers to the end of the stream.
+
+A subscriber is the protocol of its transport: once the request is answered, nothing of the HTTP server is
+needed any more. It is always in one of three conditions:
+
+    behind    it has a place in the log and pulls what comes after it, as fast as its transport takes it
+              or as slowly as it asked for (`speed`, `batch_ms`)
+    full      its transport holds more than the high-water mark; nothing is written until the transport
+              has drained, which has a deadline
+    live      it has everything; the feed writes to it
+
+A response ends cleanly after `end` and is cut in every other case: some clients take a clean end for the end
+of the generation and would not come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from replay.live.counters import Counters
+from replay.live.feed import Channel, Feed
+
+# Segments written in one turn of the loop, so that one late joiner does not hold up the others.
+_SEGMENTS_PER_TURN = 8
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a subscriber wants its events; by default as fast as they come."""
+
+    speed: float | None = None  # recorded pauses are divided by this; live events are not held back
+    batch_s: float = 0.0  # at most one write per so many seconds
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing holds events back."""
+        return self.speed is None and not self.batch_s
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What one connection is to be sent."""
+
+    channel: Channel
+    head: bytes  # the response's status line and headers
+    preface: bytes  # goes into the first block that carries data: `retry:`, and a `reset` or a `snapshot`
+    start: int  # the place in the log of the first event
+    pace: Pace
+    buffer_bytes: int
+    deadline_s: float
+
+
+class Subscriber(asyncio.Protocol):
+    """See the module."""
+
+    __slots__ = (
+        "_counters",
+        "_deadline_s",
+        "_feed",
+        "_first_written",
+        "_full",
+        "_handle",
+        "_last_written",
+        "_live",
+        "_loop",
+        "_next",
+        "_on_gone",
+        "_pace",
+        "_preface",
+        "_recorded",
+        "_start",
+        "_timer",
+        "_told_live",
+        "_transport",
+        "channel",
+    )
+
+    def __init__(
+        self, feed: Feed, delivery: Delivery, counters: Counters, on_gone: Callable[[Subscriber], None]
+    ) -> None:
+        self.channel = delivery.channel
+        self._feed = feed
+        self._counters = counters
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._next = self._start = delivery.start  # the place of the next event to write
+        self._recorded = len(feed.log)  # what comes after these is live, and not paced
+        self._preface = delivery.preface
+        self._pace = delivery.pace
+        self._deadline_s = delivery.deadline_s
+        self._full = False
+        self._live = False
+        self._told_live = False
+        self._timer: asyncio.TimerHandle | None = None  # the pace's next step
+        self._handle: asyncio.Handle | None = None  # a turn that was left to others, or the write deadline
+        self._first_written: float | None = None
+        self._last_written = self._loop.time()
+
+    def take_over(self, transport: asyncio.Transport, delivery: Delivery) -> None:
+        """Make the connection this subscriber's, answer the request, and begin."""
+        self._transport = transport
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=delivery.buffer_bytes)
+        self._feed.add(self)
+        transport.write(delivery.head)
+        self.pump()
+
+    # What comes from the feed.
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the transport, which may tell at once that it is full."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def pump(self) -> None:
+        """Write what may be written now of what the subscriber lacks."""
+        if self._live:
+            self._next = len(self._feed.log)
+            self._finish_if_complete()
+            return
+        for _ in range(_SEGMENTS_PER_TURN):
+            if self._full or self._transport is None:
+                return
+            stop = self._reach()
+            if self._next >= stop:
+                break
+            data, self._next = self._feed.segment(self.channel, self._next, stop)
+            self._send(data)
+        else:
+            self._leave_to_others()
+            return
+        if self._next == len(self._feed.log) and not self._full:
+            self._caught_up()
+
+    def _send(self, data: bytes) -> None:
+        if data and self._preface:
+            data, self._preface = self.channel.framed(self._preface) + data, b""
+        self._last_written = self._loop.time()
+        if self._first_written is None:
+            self._first_written = self._last_written
+        self.write(data)
+
+    def _leave_to_others(self) -> None:
+        if self._handle is None:
+            self._handle = self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._handle = None
+        self.pump()
+
+    def _reach(self) -> int:
+        """How far the pace lets it read now; sets the timer for the rest."""
+        log, now = self._feed.log, self._loop.time()
+        if self._pace.speed is not None and len(log) == self._recorded:
+            began = self._first_written or now
+            played_ms = (now - began) * 1000 * self._pace.speed
+            stop = bisect_right(log.times, log.times[self._start] + played_ms) if self._start < len(log) else len(log)
+            if stop < len(log):
+                due = began + (log.times[stop] - log.times[self._start]) / 1000 / self._pace.speed
+                self._set_timer(due)
+            return stop
+        if self._pace.batch_s and self._first_written is not None:
+            due = self._last_written + self._pace.batch_s
+            if now < due:
+                self._set_timer(due)
+                return self._next
+        return len(log)
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self.pump)
+
+    def _caught_up(self) -> None:
+        if self._finish_if_complete():
+            return
+        if not self._told_live:
+            self._told_live = True
+            last_id = str(self._feed.log.last_id)
+            notice = self.channel.face.notice("live", {"last_event_id": last_id})
+            self._send(self.channel.framed(notice) if notice else b"")
+        if not self._pace.batch_s and not self._full:
+            self._live = True
+            self._counters.catch_ups += 1
+            self._feed.go_live(self)
+
+    def _finish_if_complete(self) -> bool:
+        if not self._feed.log.complete or self._transport is None:
+            return False
+        if self.channel.chunked:
+            self.write(b"0\r\n\r\n")
+        self._transport.close()
+        # Closing waits for the reader to take what is buffered, and this one may never do so.
+        self._cancel_timers()
+        self._timer = self._loop.call_later(self._deadline_s, self._transport.abort)
+        self._leave()
+        return True
+
+    def keep_alive(self, now: float, silence: float) -> None:
+        """Write a sign of life if the subscriber has heard nothing for that long."""
+        if now - self._last_written >= silence and not self._full:
+            self._last_written = now
+            self.write(self.channel.framed(self.channel.face.keepalive))
+
+    def abort(self) -> None:
+        """Cut the connection so that the reader sees that this was not the end."""
+        if self._transport is None:
+            return
+        if not self.channel.chunked:
+            # Without chunks only a reset tells a cut from an end.
+            with contextlib.suppress(OSError, AttributeError):
+                self._transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+                )
+        self._transport.abort()
+
+    # What comes from the transport.
+
+    def pause_writing(self) -> None:
+        """The transport is full: fall back to a place in the log."""
+        self._full = True
+        if self._live:
+            self._live = False
+            self._next = len(self._feed.log)  # what fills the transport ends here
+            self._feed.fall_behind(self)
+        self._cancel_timers()
+        self._handle = self._loop.call_later(self._deadline_s, self._too_slow)
+
+    def resume_writing(self) -> None:
+        """The transport has drained."""
+        self._full = False
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._cancel_timers()
+        self.pump()
+
+    def _too_slow(self) -> None:
+        self._counters.slow_aborts += 1
+        self.abort()
+
+    def eof_received(self) -> bool:
+        """The reader has hung up: nobody will read what is still buffered."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client leaving is the most ordinary thing that happens."""
+        self._cancel_timers()
+        self._transport = None
+        self._leave()
+
+    def _cancel_timers(self) -> None:
+        for handle in (self._timer, self._handle):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._handle = None
+
+    def _leave(self) -> None:
+        self._feed.remove(self)
+        self._on_gone(self)

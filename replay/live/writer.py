@@ -1,0 +1,217 @@
+"""The one writer of a generation.
+
+Entries are numbered when they are put, wait as pending, and are appended batch by batch, one append in flight.
+Every append compares the log's end with the last acknowledged event, so its result is one of:
+
+    acknowledged    the batch is shown to the readers, and not before
+    shorter         Valkey has lost events (crash without fsync, failover); they are still here, and are appended
+                    again with the same ids, so that every reader's cursor stays valid
+    fenced          somebody else has written, or the log was deleted: this writer has lost and stops
+    unavailable     nobody knows; the same append is tried again until Valkey answers
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from replay.errors import StoreRefused, StoreUnavailable
+from replay.live.counters import Counters
+from replay.live.feed import Feed, now_ms
+from replay.model.event import Event, EventId, number
+from replay.store import EventStore
+
+log = logging.getLogger(__name__)
+
+_BATCH_EVENTS = 500
+_BATCH_BYTES = 512 << 10
+_REFUSED_PAUSE_S = 0.25  # before asking a full or read-only Valkey again
+
+
+class Fenced(Exception):
+    """The log is not this writer's any more."""
+
+
+class Writer:
+    """Appends to one log, and to the feed what was acknowledged."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        feed: Feed,
+        counters: Counters,
+        *,
+        ttl_ms: int,
+        max_pending_bytes: int,
+        heal_window_s: float,
+        on_outage: Callable[[float], None],
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._counters = counters
+        self._ttl_ms = ttl_ms
+        self._max_pending_bytes = max_pending_bytes
+        self._heal_window_s = heal_window_s
+        self._on_outage = on_outage  # told for how many seconds Valkey has been away
+        self._loop = asyncio.get_running_loop()
+        self._pending: deque[Event] = deque()
+        self._pending_bytes = 0
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._renewed = self._loop.time()
+        self._down_since: float | None = None
+
+    @property
+    def last_id(self) -> EventId | None:
+        """The id of the newest event, acknowledged or not."""
+        return self._pending[-1].id if self._pending else self._feed.log.last_id
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries, acknowledged or not."""
+        return self._feed.log.size + self._pending_bytes
+
+    def put(self, entry: bytes, *, ms: int | None = None) -> EventId:
+        """Accept an entry; it is appended as soon as can be."""
+        (event,) = number([entry], after=self.last_id, now_ms=now_ms() if ms is None else ms)
+        self._pending.append(event)
+        self._pending_bytes += len(entry)
+        if self._pending_bytes > self._max_pending_bytes:
+            self._room.clear()
+        self._work.set()
+        return event.id
+
+    async def room(self) -> None:
+        """Wait until what is pending is below its limit."""
+        await self._room.wait()
+
+    def check(self) -> None:
+        """Compare the log with what was acknowledged, and repair it."""
+        self._work.set()
+
+    async def renew(self) -> None:
+        """Push the log's expiry ahead while the upstream is silent; at most every quarter of the ttl."""
+        if self._renewal_due and not self._feed.log.complete:
+            self._renewed = self._loop.time()
+            await self._store.expire(self._feed.generation_id, self._ttl_ms)
+
+    @property
+    def _renewal_due(self) -> bool:
+        return self._loop.time() - self._renewed >= self._ttl_ms / 4000
+
+    async def run(self) -> None:
+        """Append until the end is acknowledged, and repair for a while longer; raises Fenced."""
+        while not self._feed.log.complete:
+            await self._work.wait()
+            await self._settle_pending()
+        deadline = self._loop.time() + self._heal_window_s
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._work.wait()
+            except TimeoutError:
+                return
+            await self._settle_pending()
+
+    async def _settle_pending(self) -> None:
+        self._work.clear()
+        await self._commit(self._next_batch())
+        if self._pending:
+            self._work.set()
+
+    def _next_batch(self) -> list[Event]:
+        """What is appended next; it stays pending until it is settled."""
+        batch: list[Event] = []
+        size = 0
+        for event in self._pending:
+            if batch and (len(batch) >= _BATCH_EVENTS or size + len(event.entry) > _BATCH_BYTES):
+                break
+            batch.append(event)
+            size += len(event.entry)
+        return batch
+
+    async def _commit(self, batch: list[Event]) -> None:
+        rest = batch
+        while True:
+            try:
+                began = time.perf_counter()  # uvloop's clock counts whole ms
+                after = self._feed.log.last_id
+                refused = await self._store.append(
+                    self._feed.generation_id, rest, after=after, ttl_ms=self._ttl_for(rest)
+                )
+                if refused is None:
+                    self._counters.append_seconds.add(time.perf_counter() - began)
+                    break
+                rest = await self._reconcile(refused.last, rest)
+            except StoreUnavailable as error:
+                await self._wait_out(error)
+        self._down_since = None
+        self._acknowledge(rest)
+
+    def _acknowledge(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._pending.popleft()
+            self._pending_bytes -= len(event.entry)
+        if self._pending_bytes <= self._max_pending_bytes:
+            self._room.set()
+        if events:
+            self._feed.extend(events)  # acknowledged: only now may anyone see them
+
+    def _ttl_for(self, batch: Sequence[Event]) -> int:
+        """The ttl to set with an append: at the end, and whenever it is due."""
+        if (batch and batch[-1].kind.value == "end") or self._renewal_due:
+            self._renewed = self._loop.time()
+            return self._ttl_ms
+        return 0
+
+    async def _reconcile(self, last: Event | None, batch: list[Event]) -> list[Event]:
+        """Make the log end as the feed does, and return what is left of the batch; raises Fenced."""
+        known = self._feed.log
+        if last is not None and last in batch:  # a part of the batch has survived a crash
+            done = batch.index(last) + 1
+            self._acknowledge(batch[:done])
+            return batch[done:]
+        if last is None:
+            if self._feed.expired or await self._store.was_deleted(self._feed.generation_id):
+                raise Fenced
+            start = 0
+        elif known.holds(last.id) and known.entries[last.id.seq] == last.entry:
+            start = last.id.seq + 1
+        else:
+            raise Fenced
+        await self._append_again(start)
+        return batch
+
+    async def _append_again(self, start: int) -> None:
+        """Append the acknowledged events from ``start`` on once more, with their ids."""
+        known = self._feed.log
+        log.warning(
+            "log came back shorter",
+            extra={"generation": self._feed.generation_id, "events": start, "appending": len(known) - start},
+        )
+        while start < len(known):
+            events = list(known.events(start, start + _BATCH_EVENTS))
+            after = known.event_id(start - 1) if start else None
+            refused = await self._store.append(self._feed.generation_id, events, after=after, ttl_ms=self._ttl_ms)
+            if refused is not None:
+                return  # it has changed again; the next append finds out how
+            start += len(events)
+            self._counters.healed += len(events)
+
+    async def _wait_out(self, error: StoreUnavailable) -> None:
+        """Wait until another try is worth it."""
+        now = self._loop.time()
+        if self._down_since is None:
+            self._down_since = now
+            log.warning("append failed", extra={"generation": self._feed.generation_id, "reason": str(error)})
+        self._on_outage(now - self._down_since)
+        if isinstance(error, StoreRefused):
+            await asyncio.sleep(_REFUSED_PAUSE_S)
+        else:
+            await self._store.wait_up(_REFUSED_PAUSE_S)
+            # A server that accepts connections and fails every command must not be asked in a tight loop.
+            await asyncio.sleep(0.01)

@@ -1,0 +1,31 @@
+-- Compare-and-append: the only way anything gets into a generation's log.
+--
+-- KEYS[1]  the stream
+-- ARGV[1]  the id the log must end with; '' when there must be no log
+-- ARGV[2]  ttl in ms to set, 0 to leave it as it is
+-- ARGV[3]  the sharded pub/sub channel
+-- ARGV[4…] id, entry, id, entry, …; none of them only compares
+--
+-- Returns 1 when the entries stand at the end of the log: appended now, or before, when the answer got
+-- lost on the way. Otherwise nothing was done, and the log's last id and entry are returned; nothing
+-- (an empty list) when there is no log.
+
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if (last and last[1] or '') ~= ARGV[1] then
+  -- The entry is compared too: somebody else's event may have the same id.
+  if last and #ARGV > 3 and last[1] == ARGV[#ARGV - 1] and last[2][2] == ARGV[#ARGV] then
+    return 1
+  end
+  return last and {last[1], last[2][2]} or {}
+end
+for i = 4, #ARGV, 2 do
+  redis.call('XADD', KEYS[1], ARGV[i], 'e', ARGV[i + 1])
+end
+if ARGV[2] ~= '0' then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+if #ARGV > 3 then
+  -- An entry holds no NUL: it is JSON, or the inside of a JSON string.
+  redis.call('SPUBLISH', ARGV[3], table.concat(ARGV, '\0', 4))
+end
+return 1

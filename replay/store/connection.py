@@ -1,0 +1,320 @@
+"""One multiplexed connection to Valkey that is made again whenever it is lost.
+
+Any number of tasks share it. Commands of one turn of the event loop leave in one write and are answered
+in order, so a round trip carries as many as there are. A lost connection fails what is under way: whether
+those commands were carried out is unknown, and no command is ever sent twice on its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import libvalkey
+from valkey.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
+
+from replay.errors import InvalidSetting, StoreRefused, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_S = 1.0  # between two tries to connect
+_GRACE_S = 1.0  # a call waits that long for a connection which has only just been lost
+
+# What an operator should be told, by the first word of Valkey's error.
+_REFUSALS = {
+    "OOM": "Valkey is full: raise its maxmemory, or shorten --ttl-s",
+    "MISCONF": "Valkey cannot write its files: look at its disk (--data-dir, where the node runs its own)",
+    "READONLY": "Valkey is a read-only replica: --valkey-url has to name the primary",
+    "NOAUTH": "Valkey asks for a password: put it into --valkey-url",
+    "WRONGPASS": "Valkey refuses the user or the password in --valkey-url",
+    "NOPERM": "Valkey's ACL does not let the user in --valkey-url do this",
+    "MOVED": "Valkey is a cluster node: --valkey-url has to name a server that holds all slots",
+}
+
+
+class UnknownScript(StoreUnavailable):
+    """Valkey does not know the script; nothing was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a Valkey server is, and how to be let in."""
+
+    host: str
+    port: int
+    path: str | None
+    database: int
+    username: str | None
+    password: str | None
+    tls: ssl.SSLContext | None
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a valkey://, valkeys:// (also redis://, rediss://) or unix:// URL; raises InvalidSetting."""
+        try:
+            parts: dict[str, Any] = dict(parse_url(url))
+        except ValueError as error:
+            raise InvalidSetting(f"--valkey-url: {error}") from error
+        kind = parts.pop("connection_class", None)
+        return cls(
+            host=parts.get("host", "localhost"),
+            port=parts.get("port", 6379),
+            path=parts["path"] if kind is UnixDomainSocketConnection else None,
+            database=parts.get("db", 0),
+            username=parts.get("username"),
+            password=parts.get("password"),
+            tls=SSLConnection(**parts).ssl_context.get() if kind is SSLConnection else None,
+        )
+
+    def __str__(self) -> str:
+        """The address without its secrets, for messages."""
+        return self.path or f"{self.host}:{self.port}"
+
+
+class _Wire(asyncio.Protocol):
+    """One established connection: packs commands, matches replies."""
+
+    def __init__(self, on_push: Callable[[list[Any]], None] | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_push = on_push
+        self._reader = libvalkey.Reader(replyError=_translate)
+        self._replies: deque[asyncio.Future[Any]] = deque()
+        self._unsent: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self.waiting_since: float | None = None  # loop time of the last sign of life while replies are due
+        self.lost = self._loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        for reply in self._replies:
+            if not reply.done():
+                reply.set_exception(StoreUnavailable(f"the connection to Valkey was lost: {exc or 'closed'}"))
+                reply.exception()  # seen: whoever made the call may be gone
+        self._replies.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+        reply: asyncio.Future[Any] = self._loop.create_future()
+        if self._transport is None:
+            reply.set_exception(StoreUnavailable("the connection to Valkey was lost"))
+            return reply
+        if not self._replies:
+            self.waiting_since = self._loop.time()
+        self._replies.append(reply)
+        self.push(*args)
+        return reply
+
+    def push(self, *args: bytes | str | int) -> None:
+        """Send a command whose reply is a push, or none."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(libvalkey.pack_command(args))
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:
+            self._transport.write(b"".join(unsent))
+
+    def data_received(self, data: bytes) -> None:
+        reader, replies = self._reader, self._replies
+        reader.feed(data)
+        while (answer := reader.gets()) is not False:
+            if self._on_push is not None and type(answer) is list and answer[0] != b"pong":
+                self._on_push(answer)
+                continue
+            reply = replies.popleft()
+            if reply.done():  # its caller has gone
+                continue
+            if isinstance(answer, Exception):
+                reply.set_exception(answer)
+                if isinstance(answer, StoreRefused):
+                    reply.exception()
+            else:
+                reply.set_result(answer)
+        self.waiting_since = self._loop.time() if replies else None
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _translate(message: str) -> StoreUnavailable:
+    word = message.split(" ", 1)[0]
+    if word == "NOSCRIPT":
+        return UnknownScript(message)
+    if word in _REFUSALS:
+        return StoreRefused(f"{_REFUSALS[word]} ({message})")
+    if word in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"):
+        return StoreUnavailable(message)
+    return StoreRefused(message)
+
+
+class Link:
+    """A connection that is kept: `run` makes it and makes it again, `call` uses it.
+
+    ``greet`` is awaited on each new connection with its `call`, before anybody else may use it;
+    ``on_up`` is called after that.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        name: str,
+        timeout_s: float,
+        greet: Callable[[Callable[..., asyncio.Future[Any]]], Awaitable[None]] | None = None,
+        on_up: Callable[[], None] | None = None,
+        on_push: Callable[[list[Any]], None] | None = None,
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._timeout_s = timeout_s
+        self._greet = greet
+        self._on_up = on_up
+        self._on_push = on_push
+        self._wire: _Wire | None = None
+        self._changed = asyncio.Event()  # set, and replaced, whenever the link goes up
+        self._down_since: float | None = None
+        self.problem: StoreUnavailable = StoreUnavailable(f"not connected to Valkey at {address} yet")
+        self.connects = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether there is a connection that works as far as is known."""
+        return self._wire is not None
+
+    async def wait_up(self, timeout: float) -> bool:
+        """Wait for a connection; whether there is one."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self._wire is None:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def start_call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
+        """Send a command now; raises StoreUnavailable when there is no connection."""
+        if self._wire is None:
+            raise self._why()
+        return self._wire.call(*args)
+
+    async def call(self, *args: bytes | str | int) -> Any:
+        """Send a command and wait for its reply, after a short wait for a connection lost just now."""
+        await self.ready()
+        return await self.start_call(*args)
+
+    async def ready(self) -> None:
+        """Wait a moment for a connection that was lost just now; raises StoreUnavailable."""
+        if self._wire is None:
+            down_for = asyncio.get_running_loop().time() - (self._down_since or 0.0)
+            if not await self.wait_up(max(0.0, _GRACE_S - down_for)):
+                raise self._why()
+
+    def push(self, *args: bytes | str | int) -> None:
+        """Send a command that is answered by a push; nothing happens without a connection."""
+        if self._wire is not None:
+            self._wire.push(*args)
+
+    def _why(self) -> StoreUnavailable:
+        return type(self.problem)(str(self.problem))
+
+    async def run(self) -> None:
+        """Keep connected until cancelled."""
+        pause = 0.0
+        while True:
+            try:
+                wire = await self._connect()
+            except (OSError, TimeoutError, StoreUnavailable) as error:
+                self._report(error)
+                await asyncio.sleep(pause)
+                pause = min(_LONGEST_PAUSE_S, pause * 2 or 0.02)
+                continue
+            pause = 0.0
+            try:
+                await self._watch(wire)
+            finally:
+                self._wire = None
+                self._down_since = asyncio.get_running_loop().time()
+                wire.abort()
+            self.problem = StoreUnavailable(f"the connection to Valkey at {self._address} was lost")
+            log.warning("valkey connection lost", extra={"address": str(self._address), "link": self._name})
+
+    async def _connect(self) -> _Wire:
+        address, loop = self._address, asyncio.get_running_loop()
+
+        def factory() -> _Wire:
+            return _Wire(self._on_push)
+
+        async with asyncio.timeout(self._timeout_s):
+            if address.path is not None:
+                _, wire = await loop.create_unix_connection(factory, address.path)
+            else:
+                server_name = address.host if address.tls else None
+                _, wire = await loop.create_connection(
+                    factory, address.host, address.port, ssl=address.tls, server_hostname=server_name
+                )
+            try:
+                await self._introduce(wire)
+            except BaseException:
+                wire.abort()
+                raise
+        self._wire = wire
+        self.connects += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+        log.info("valkey connected", extra={"address": str(address), "link": self._name})
+        if self._on_up is not None:
+            self._on_up()
+        return wire
+
+    async def _introduce(self, wire: _Wire) -> None:
+        address = self._address
+        if address.password is not None:
+            user = () if address.username is None else (address.username,)
+            await wire.call("AUTH", *user, address.password)
+        if address.database:
+            await wire.call("SELECT", address.database)
+        await wire.call("CLIENT", "SETNAME", f"replay-{self._name}")
+        if self._greet is not None:
+            await self._greet(wire.call)
+
+    async def _watch(self, wire: _Wire) -> None:
+        """Wait until the connection is lost, or gives no answer in time and is given up."""
+        loop = asyncio.get_running_loop()
+        while not wire.lost.done():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout_s / 4):
+                    await asyncio.shield(wire.lost)
+            if wire.waiting_since is None:
+                # A connection that is cut without a word shows only when it is used.
+                wire.call("PING").add_done_callback(_read_error)
+            elif loop.time() - wire.waiting_since > self._timeout_s:
+                log.warning("valkey does not answer", extra={"address": str(self._address), "link": self._name})
+                wire.abort()
+                await wire.lost
+
+    def _report(self, error: Exception) -> None:
+        if isinstance(error, StoreUnavailable):
+            problem = type(error)(str(error))
+        else:
+            reason = str(error) or "it does not answer"
+            problem = StoreUnavailable(f"cannot reach Valkey at {self._address} (--valkey-url): {reason}")
+        if str(problem) != str(self.problem):
+            log.warning("valkey unavailable", extra={"link": self._name, "reason": str(problem)})
+        self.problem = problem
+
+
+def _read_error(reply: asyncio.Future[Any]) -> None:
+    if not reply.cancelled():
+        reply.exception()

@@ -1,0 +1,426 @@
+"""Logs on Valkey Streams: all keys, all commands.
+
+| key | type | meaning |
+|---|---|---|
+| `replay:{<id>}:events` | stream | the generation, whole; one field `e` per entry |
+| `replay:{<id>}` | sharded channel | each acknowledged batch: id NUL entry NUL id NUL entry …; empty: deleted |
+| `replay:live` | hash id -> node | where to look for orphans; may say too much, never too little |
+| `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |
+| `replay:nodes` | sorted set node by unix ms of its last lease | who to ask about |
+| `replay:node:<node>` | string with the lease as ttl | this node is alive |
+| `replay:node:<node>:watching` | hash id -> readers, same ttl | who reads what on that node |
+| `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
+| `replay:idempotency:<hash>` | string, JSON | what a key was used for |
+| `replay:deleted:<hash>` | string, 10 min | a log that is missing was deleted, not lost |
+
+Every key is written together with its expiry. Three connections serve a node, whatever it does: one for
+appends, one for everything else, one for the channels; so a long read never delays an append.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+from replay.errors import InvalidRequest, StoreRefused, StoreUnavailable
+from replay.model.event import Event, EventId
+from replay.store import Ends, Listener, Page, Refused
+from replay.store.connection import Address, Link, UnknownScript
+from replay.wire import json
+
+log = logging.getLogger(__name__)
+
+_APPEND = resources.files("replay.store").joinpath("append.lua").read_text()
+_APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
+_OLDEST = (8, 0)
+_TOMBSTONE_MS = 600_000  # longer than a writer is cut off before it gives up
+_LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl
+_MOST_RECENT = 100_000  # generations on the list; protects from growing for ever
+_NUL = b"\0"
+
+
+class ValkeyStore:
+    """An EventStore on one Valkey primary, 8.0 or newer."""
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        address = Address.parse(url)
+        self.on_reconnect: list[Callable[[], None]] = []
+        self._timeout_s = timeout_s
+        self._appends = Link(
+            address, name="appends", timeout_s=timeout_s, greet=self._greet_appends, on_up=self._appends_up
+        )
+        self._reads = Link(address, name="reads", timeout_s=timeout_s)
+        self._channels = Link(
+            address, name="channels", timeout_s=timeout_s, on_up=self._channels_up, on_push=self._pushed
+        )
+        self._listeners: dict[bytes, Listener] = {}
+        self._confirmations: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._attending: tuple[bytes, Callable[[str, list[Event]], None]] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # Its life.
+
+    async def start(self, timeout: float) -> None:
+        """Connect; raises StoreUnavailable when that takes too long, StoreRefused at once."""
+        links = (self._appends, self._reads, self._channels)
+        self._tasks = [asyncio.create_task(link.run()) for link in links]
+        deadline = time.monotonic() + timeout
+        for link in links:
+            while not await link.wait_up(0.05):
+                if isinstance(link.problem, StoreRefused) or time.monotonic() > deadline:
+                    await self.stop()
+                    raise link.problem
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def connections(self) -> int:
+        """How many connections to the server there are now."""
+        return sum(link.up for link in (self._appends, self._reads, self._channels))
+
+    @property
+    def connects(self) -> int:
+        """How many connections were made so far."""
+        return sum(link.connects for link in (self._appends, self._reads, self._channels))
+
+    async def wait_up(self, timeout: float) -> bool:
+        """Wait until appends are possible; whether they are."""
+        return await self._appends.wait_up(timeout)
+
+    async def ping(self) -> None:
+        """Return if it answers on the connection that appends."""
+        await self._appends.call("PING")
+
+    async def _greet_appends(self, call: Callable[..., asyncio.Future[Any]]) -> None:
+        _check_server(await call("INFO", "server", "replication", "memory"))
+        await call("SCRIPT", "LOAD", _APPEND)
+
+    def _appends_up(self) -> None:
+        if self._appends.connects > 1:
+            for callback in self.on_reconnect:
+                callback()
+
+    # The log.
+
+    async def append(
+        self, generation_id: str, events: Sequence[Event], *, after: EventId | None, ttl_ms: int = 0
+    ) -> Refused | None:
+        """Append all events or none; see EventStore."""
+        args: list[str | bytes | int] = [
+            1,
+            _events_key(generation_id),
+            "" if after is None else str(after),
+            ttl_ms,
+            _channel(generation_id),
+        ]
+        for event in events:
+            args += b"%d-%d" % event.id, event.entry
+        await self._appends.ready()
+        try:
+            answer = await self._appends.start_call("EVALSHA", _APPEND_SHA, *args)
+        except UnknownScript:  # somebody flushed the scripts; this one is loaded again
+            answer = await self._appends.start_call("EVAL", _APPEND, *args)
+        if answer == 1:
+            return None
+        return Refused(Event(_event_id(answer[0]), answer[1]) if answer else None)
+
+    async def last(self, generation_id: str) -> Event | None:
+        """The last event; None when there is no log."""
+        entries = await self._reads.call("XREVRANGE", _events_key(generation_id), "+", "-", "COUNT", 1)
+        return _event(entries[0]) if entries else None
+
+    async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
+        """At most ``limit`` events behind ``after``."""
+        start = "-" if after is None else f"({after}"
+        entries = await self._reads.call("XRANGE", _events_key(generation_id), start, "+", "COUNT", limit)
+        return [_event(entry) for entry in entries]
+
+    async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
+        """Both ends of each log, in one round trip."""
+        await self._reads.ready()
+        asked = []
+        for key in map(_events_key, generation_ids):
+            asked.append(self._reads.start_call("XRANGE", key, "-", "+", "COUNT", 1))
+            asked.append(self._reads.start_call("XREVRANGE", key, "+", "-", "COUNT", 1))
+            asked.append(self._reads.start_call("PEXPIRETIME", key))
+        answers = iter(await asyncio.gather(*asked))
+        return [
+            Ends(_event(first[0]), _event(last[0]), at if at > 0 else None) if first and last else None
+            for first, last, at in zip(answers, answers, answers, strict=True)
+        ]
+
+    async def expire(self, generation_id: str, ttl_ms: int) -> None:
+        """Let the log expire that long from now."""
+        await self._appends.call("PEXPIRE", _events_key(generation_id), ttl_ms)
+
+    async def delete(self, generation_id: str, *, idempotency: str | None) -> bool:
+        """Remove every trace of a generation but the note that it was deleted."""
+        await self._appends.ready()
+        call = self._appends.start_call
+        gone = [] if idempotency is None else [call("DEL", f"replay:idempotency:{idempotency}")]
+        _, removed, *_ = await asyncio.gather(
+            call("SET", _tombstone(generation_id), "1", "PX", _TOMBSTONE_MS),
+            call("DEL", _events_key(generation_id)),
+            call("SPUBLISH", _channel(generation_id), ""),
+            call("ZREM", "replay:recent", generation_id),
+            call("HDEL", "replay:live", generation_id),
+            *gone,
+        )
+        return bool(removed)
+
+    async def was_deleted(self, generation_id: str) -> bool:
+        """Whether a missing log was deleted."""
+        return bool(await self._reads.call("EXISTS", _tombstone(generation_id)))
+
+    # The channels.
+
+    async def listen(self, generation_id: str, listener: Listener) -> None:
+        """Hear of every append from now on; returns when Valkey has confirmed it."""
+        channel = _channel(generation_id)
+        self._listeners[channel] = listener
+        await self._channels.ready()
+        await self._subscribe(channel)
+
+    async def _subscribe(self, channel: bytes) -> None:
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._confirmations.setdefault(channel, []).append(confirmed)
+        self._channels.push("SSUBSCRIBE", channel)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await confirmed
+        except TimeoutError:
+            raise StoreUnavailable(f"Valkey did not confirm a subscription within {self._timeout_s} s") from None
+
+    def unlisten(self, generation_id: str) -> None:
+        """Hear no more of it."""
+        channel = _channel(generation_id)
+        if self._listeners.pop(channel, None) is not None:
+            self._channels.push("SUNSUBSCRIBE", channel)
+
+    def _channels_up(self) -> None:
+        for channel in self._listeners:
+            self._channels.push("SSUBSCRIBE", channel)
+        if self._attending is not None:
+            self._channels.push("SSUBSCRIBE", self._attending[0])
+
+    def _pushed(self, push: list[Any]) -> None:
+        kind, channel = push[0], push[1]
+        listener = self._listeners.get(channel)
+        if kind == b"smessage":
+            self._message(channel, listener, push[2])
+        elif kind == b"ssubscribe":
+            waiting = self._confirmations.pop(channel, ())
+            for confirmed in waiting:
+                if not confirmed.done():
+                    confirmed.set_result(None)
+            if not waiting and listener is not None:
+                listener.reconnected()
+
+    def _message(self, channel: bytes, listener: Listener | None, message: bytes) -> None:
+        if self._attending is not None and channel == self._attending[0]:
+            generation_id, _, batch = message.partition(_NUL)
+            self._attending[1](generation_id.decode(), _unpack(batch))
+        elif listener is None:
+            return
+        elif message:
+            listener.heard(_unpack(message))
+        else:
+            listener.deleted()
+
+    async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
+        """Tell a node of an append by somebody else."""
+        message = _NUL.join((generation_id.encode(), _pack(events)))
+        await self._appends.call("SPUBLISH", _node_channel(node), message)
+
+    async def attend(self, node: str, notified: Callable[[str, list[Event]], None]) -> None:
+        """Receive a node's notifications."""
+        self._attending = (_node_channel(node), notified)
+        await self._subscribe(self._attending[0])
+
+    # The lists.
+
+    async def register(self, generation_id: str, *, node: str, created_ms: int) -> None:
+        """List a generation as recent and as live on a node."""
+        await self._appends.ready()
+        call = self._appends.start_call
+        await asyncio.gather(
+            call("HSET", "replay:live", generation_id, node),
+            call("PEXPIRE", "replay:live", _LISTS_MS),
+            call("ZADD", "replay:recent", created_ms, generation_id),
+            call("ZREMRANGEBYRANK", "replay:recent", 0, -_MOST_RECENT - 1),
+            call("PEXPIRE", "replay:recent", _LISTS_MS),
+        )
+
+    async def unregister(self, generation_id: str) -> None:
+        """List it as live no more."""
+        await self._appends.call("HDEL", "replay:live", generation_id)
+
+    async def live(self) -> dict[str, str]:
+        """Generation id -> producing node."""
+        pairs = await self._reads.call("HGETALL", "replay:live")
+        return {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
+
+    async def recent(self, *, before: str | None, limit: int) -> Page:
+        """Generations, newest first; `next` is the last one's ms and id."""
+        top, skipped = ("+inf", None) if before is None else _parse_place(before)
+        wanted = limit + 2  # one that was the last of the page before, and one that tells whether there are more
+        while True:
+            answer = await self._reads.call(
+                *("ZRANGE", "replay:recent", top, "-inf", "BYSCORE", "REV", "LIMIT", 0, wanted, "WITHSCORES")
+            )
+            found = [(int(answer[i + 1]), answer[i].decode()) for i in range(0, len(answer), 2)]
+            # Equal times are ordered by id, downwards.
+            places = [place for place in found if skipped is None or place < (int(top), skipped)]
+            if len(places) > limit or len(found) < wanted:
+                break
+            wanted *= 2
+        following = "{}-{}".format(*places[limit - 1]) if len(places) > limit else None
+        return Page([generation_id for _, generation_id in places[:limit]], following)
+
+    async def forget(self, generation_ids: Sequence[str]) -> None:
+        """Take generations that are gone off the lists."""
+        if generation_ids:
+            await self._reads.ready()
+            await asyncio.gather(
+                self._reads.start_call("ZREM", "replay:recent", *generation_ids),
+                self._reads.start_call("HDEL", "replay:live", *generation_ids),
+            )
+
+    async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
+        """Bind an idempotency key, if it is not bound; returns what it is bound to."""
+        bound = await self._appends.call(
+            *("SET", f"replay:idempotency:{key}", json.dumps(value), "NX", "GET", "EX", ttl_s)
+        )
+        found: dict[str, Any] = value if bound is None else json.loads(bound)
+        return found
+
+    async def release(self, key: str) -> None:
+        """Unbind an idempotency key."""
+        await self._appends.call("DEL", f"replay:idempotency:{key}")
+
+    # The nodes.
+
+    async def renew_lease(self, node: str, lease_ms: int) -> None:
+        """Say that a node is alive for that long."""
+        await self._reads.ready()
+        call = self._reads.start_call
+        await asyncio.gather(
+            call("SET", f"replay:node:{node}", "1", "PX", lease_ms),
+            call("PEXPIRE", f"replay:node:{node}:watching", lease_ms),
+            call("ZADD", "replay:nodes", int(time.time() * 1000), node),
+            call("PEXPIRE", "replay:nodes", _LISTS_MS),
+        )
+
+    async def end_lease(self, node: str) -> None:
+        """Say that a node is gone."""
+        await self._reads.ready()
+        call = self._reads.start_call
+        await asyncio.gather(
+            call("DEL", f"replay:node:{node}"),
+            call("DEL", f"replay:node:{node}:watching"),
+            call("ZREM", "replay:nodes", node),
+        )
+
+    async def nodes(self) -> set[str]:
+        """The nodes that are alive."""
+        await self._reads.ready()
+        members = await self._reads.start_call("ZRANGE", "replay:nodes", 0, -1)
+        names = [member.decode() for member in members]
+        alive = await asyncio.gather(*(self._reads.call("EXISTS", f"replay:node:{name}") for name in names))
+        gone = [name for name, answer in zip(names, alive, strict=True) if not answer]
+        if gone:
+            await self._reads.call("ZREM", "replay:nodes", *gone)
+        return {name for name, answer in zip(names, alive, strict=True) if answer}
+
+    async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
+        """Say how many read what on a node, where that has changed."""
+        key = f"replay:node:{node}:watching"
+        reading = [part for name, count in counts.items() if count for part in (name, count)]
+        left = [name for name, count in counts.items() if not count]
+        await self._reads.ready()
+        call = self._reads.start_call
+        commands = [call("HSET", key, *reading)] if reading else []
+        commands += [call("HDEL", key, *left)] if left else []
+        await asyncio.gather(*commands, call("PEXPIRE", key, lease_ms))
+
+    async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
+        """How many read each generation on the other nodes that are alive."""
+        members = await self._reads.call("ZRANGE", "replay:nodes", 0, -1)
+        nodes = [node for node in members if node != beside.encode()]
+        if not generation_ids or not nodes:
+            return dict.fromkeys(generation_ids, 0)
+        await self._reads.ready()
+        rows = await asyncio.gather(
+            *(self._reads.start_call("HMGET", b"replay:node:%b:watching" % node, *generation_ids) for node in nodes)
+        )
+        return {
+            generation_id: sum(int(count or 0) for count in column)
+            for generation_id, column in zip(generation_ids, zip(*rows, strict=True), strict=True)
+        }
+
+
+def _events_key(generation_id: str) -> str:
+    return f"replay:{{{generation_id}}}:events"
+
+
+def _channel(generation_id: str) -> bytes:
+    return b"replay:{%b}" % generation_id.encode()
+
+
+def _node_channel(node: str) -> bytes:
+    return b"replay:node:%b" % node.encode()
+
+
+def _tombstone(generation_id: str) -> str:
+    # Hashed: after a DELETE nothing names the generation any more.
+    return "replay:deleted:" + hashlib.sha256(generation_id.encode()).hexdigest()
+
+
+def _event_id(raw: bytes) -> EventId:
+    ms, _, seq = raw.partition(b"-")
+    return EventId(int(ms), int(seq))
+
+
+def _event(entry: list[Any]) -> Event:
+    return Event(_event_id(entry[0]), entry[1][1])
+
+
+def _pack(events: Sequence[Event]) -> bytes:
+    return _NUL.join(part for event in events for part in (b"%d-%d" % event.id, event.entry))
+
+
+def _unpack(batch: bytes) -> list[Event]:
+    parts = batch.split(_NUL)
+    return [Event(_event_id(parts[i]), parts[i + 1]) for i in range(0, len(parts), 2)]
+
+
+def _parse_place(text: str) -> tuple[str, str]:
+    ms, dash, generation_id = text.partition("-")
+    if not (dash and ms.isdecimal() and ms.isascii()):
+        raise InvalidRequest(f"before={text[:150]!r}: expected the `next` of an earlier page")
+    return ms, generation_id
+
+
+def _check_server(info: bytes) -> None:
+    """Raises StoreRefused for a server that cannot keep logs."""
+    facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    version = facts.get("valkey_version")
+    if version is None or tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        found = f"Valkey {version}" if version else f"Redis {facts.get('redis_version', '?')}"
+        raise StoreRefused(f"--valkey-url names {found}: expected Valkey 8.0 or newer")
+    if facts.get("role") == "slave":
+        raise StoreRefused("--valkey-url names a read-only replica: expected the primary")
+    if facts.get("maxmemory_policy") not in (None, "noeviction") and facts.get("maxmemory") != "0":
+        log.warning(
+            "valkey may evict logs before their ttl; set maxmemory-policy to noeviction",
+            extra={"maxmemory_policy": facts["maxmemory_policy"]},
+        )
