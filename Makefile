@@ -1,0 +1,60 @@
+# make run    the service on 127.0.0.1:8080, with its own Valkey     (needs python3)
+# make test   all tests                                              (needs Debian or Ubuntu, or the programs below)
+# make check  lint, types, architecture
+# make lock   pin the newest versions that pyproject.toml allows
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run install dev check test test-fast bench-storage lock clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+run: install
+	exec $(BIN)/replay serve $(ARGS)
+
+install: $(VENV)/.installed
+dev: $(VENV)/.dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml deploy/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed deploy/requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-dev.lock
+	@touch $@
+
+check: dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_architecture.py
+
+# The real browser, proxies and JavaScript clients that the acceptance tests run against.
+test: dev
+	sh tests/install-programs.sh
+	$(BIN)/pytest
+
+# Everything that takes less than some ten seconds.
+test-fast: dev
+	sh tests/install-programs.sh
+	$(BIN)/pytest -m "not slow"
+
+bench-storage: dev
+	$(BIN)/python -m tests.benchmarks.storage
+
+lock: dev
+	$(UV_LOCK) --upgrade --output-file deploy/requirements.lock
+	$(UV_LOCK) --upgrade --extra dev --output-file deploy/requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules
