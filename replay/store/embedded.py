@@ -97,6 +97,7 @@ class EmbeddedValkey:
             if self._server:
                 await self._end(self._server)
                 self._remove_traces()
+                self._server = None  # from here on the files may be another node's
         finally:
             self._held.close()  # even when cancelled: a server that is still leaving holds its own lock
 
@@ -109,8 +110,9 @@ class EmbeddedValkey:
             raise DataDirInUse(f"--data-dir {self._data_dir}: in use by another node, {holder}")
         os.ftruncate(node_lock, 0)
         os.write(node_lock, f"process {os.getpid()} on {platform.node()}".encode())
+        self._socket = self._data_dir / "valkey.sock"
         if len(os.fsencode(self._socket)) > MAX_SOCKET_PATH_BYTES:
-            self._socket = _short_way_to(self._data_dir, held) / self._socket.name
+            self._socket = _short_way_to(self._data_dir, held) / "valkey.sock"
 
     async def _launch(self) -> Process:
         with self._refusals_explained():
@@ -122,7 +124,7 @@ class EmbeddedValkey:
             try:
                 await self._ready(server)
             except BaseException:
-                _signal(server, signal.SIGKILL)  # not ready, so nobody can have written to it
+                _signal(server, signal.SIGKILL)  # loses nothing: its file is written before it answers
                 await server.wait()
                 self._remove_traces()
                 raise
@@ -306,11 +308,11 @@ def _command_line(pid: int) -> str:
     """What runs under ``pid``, empty when nothing does; macOS has no /proc, slim images have no ps."""
     if sys.platform == "linux":
         try:
-            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "))
         except OSError:
             return ""
     listing = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
-    return listing.stdout.decode(errors="replace")
+    return os.fsdecode(listing.stdout)
 
 
 def _signal(server: Process, number: signal.Signals) -> None:
