@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from importlib.metadata import version
@@ -41,6 +42,7 @@ def main() -> None:
     try:
         settings = config.load(flags)
         _log_to_stderr(settings.log_level)
+        _allow_many_connections()
         code = uvloop.run(_serve(settings))
     except ReplayError as error:
         print(f"replay: {error}", file=sys.stderr)
@@ -54,6 +56,13 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=level, handlers=[handler])
     for chatty in ("httpx2", "httpcore2", "openai"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _allow_many_connections() -> None:
+    """Every reader is a file descriptor, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(settings: config.Settings) -> int:
@@ -88,9 +97,7 @@ async def _serve(settings: config.Settings) -> int:
 def _greet(url: str) -> None:
     print(f"replay is ready at {url}")
     print("Start a generation and watch it, from a second terminal:\n")
-    print(
-        f"  curl -N {url}/generations -H 'Accept: text/event-stream' -d '{{\"prompt\": \"Hello\"}}'\n", flush=True
-    )
+    print(f"  curl -N {url}/generations -H 'Accept: text/event-stream' -d '{{\"prompt\": \"Hello\"}}'\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -210,7 +210,12 @@ class Producers:
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._disown)
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("producing failed", exc_info=task.exception())
 
     async def _run(self, producer: Producer) -> None:
         watching = asyncio.create_task(self._after_end(producer))
