@@ -11,6 +11,7 @@ import sys
 from importlib.metadata import version
 
 import uvloop
+from aiohttp.http_exceptions import HttpProcessingError
 
 from replay import config
 from replay.app import App
@@ -54,8 +55,14 @@ def _log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_FieldFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     for chatty in ("httpx2", "httpcore2", "openai"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record tells of more than a client's malformed HTTP, which has been answered with 400."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
 
 
 def _allow_many_connections() -> None:

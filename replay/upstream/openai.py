@@ -107,7 +107,8 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, openai.APITimeoutError):
+        # The aiohttp transport reports a refused connection as one that timed out.
+        if isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout):
             raise UpstreamTimeout(f"the upstream at {self._base_url} did not answer in time") from error
         if isinstance(error, openai.APIStatusError):
             raise _status_error(error) from error

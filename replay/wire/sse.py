@@ -10,6 +10,7 @@ comment block of its own becomes an empty event in several client libraries.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from replay.errors import LimitExceeded
@@ -44,8 +45,8 @@ class Decoder:
         self._started = False
         self.foreign = False
 
-    def feed(self, piece: bytes) -> list[Message]:
-        """The messages that ``piece`` completes; raises LimitExceeded for an endless one."""
+    def feed(self, piece: bytes) -> Iterator[Message]:
+        """The messages that ``piece`` completes; raises LimitExceeded after them when the next one is endless."""
         if self._skip_lf and piece:
             self._skip_lf = False
             piece = piece.removeprefix(b"\n")
@@ -53,7 +54,7 @@ class Decoder:
         if not self._started:
             if len(text) < len(_BOM) and _BOM.startswith(text):
                 self._tail = text
-                return []
+                return
             text = text.removeprefix(_BOM)
             self._started = True
         if b"\r" in text:
@@ -61,10 +62,9 @@ class Decoder:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = text.split(b"\n")
         self._tail = lines.pop()
-        messages = self._take(lines)
+        yield from self._take(lines)
         if len(self._tail) + self._size > self._max_bytes:
             raise LimitExceeded(f"upstream event: expected at most {self._max_bytes} bytes")
-        return messages
 
     def finish(self) -> Message | None:
         """What the end of the stream cut off before its blank line, if it has data."""
