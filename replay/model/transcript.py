@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Strings that grow from chunk to chunk; every other field of a delta is said once and kept.
-_GROWING = ("content", "reasoning_content", "reasoning", "refusal")
+GROWING = ("content", "reasoning_content", "reasoning", "refusal")
 
 
 class Transcript:
@@ -24,7 +24,8 @@ class Transcript:
     @property
     def text(self) -> str:
         """The whole visible answer."""
-        return self.message["content"] or ""
+        content = self.message["content"]
+        return content if isinstance(content, str) else ""
 
     def add(self, chunk: dict[str, Any]) -> None:
         """Fold one chat or legacy completion chunk in."""
@@ -43,16 +44,29 @@ class Transcript:
         for key, value in delta.items():
             if value is None:
                 continue
-            if key in _GROWING and isinstance(value, str):
-                message[key] = (message.get(key) or "") + value
-            elif key == "tool_calls" and isinstance(value, list):
+            if key in GROWING:
+                message[key] = _grown(message.get(key), value)
+            elif key == "tool_calls":
                 calls = message.setdefault("tool_calls", [])
-                for fragment in value:
+                for fragment in value if isinstance(value, list) else ():
                     _merge_call(calls, fragment)
-            elif key == "function_call" and isinstance(value, dict):
+            elif key == "function_call":
                 _merge_function(message.setdefault("function_call", {}), value)
             else:
                 message[key] = value
+
+
+def _grown(said: Any, value: Any) -> Any:
+    """A string with the next piece; a piece that is none does not undo what was said."""
+    if not isinstance(said, str):
+        return value
+    if not isinstance(value, str):
+        return said
+    whole = said + value
+    if value and "\ud800" <= said[-1:] <= "\udbff" and "\udc00" <= value[0] <= "\udfff":
+        # A character that was cut between its two UTF-16 halves.
+        return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return whole
 
 
 def _merge_call(calls: list[dict[str, Any]], fragment: Any) -> None:
@@ -65,15 +79,17 @@ def _merge_call(calls: list[dict[str, Any]], fragment: Any) -> None:
         call = {"index": index, "id": None, "type": "function", "function": {"name": "", "arguments": ""}}
         calls.append(call)
     for key, value in fragment.items():
-        if key == "function" and isinstance(value, dict):
+        if key == "function":
             _merge_function(call["function"], value)
         elif key != "index" and value not in (None, ""):
             call[key] = value
 
 
-def _merge_function(function: dict[str, Any], fragment: dict[str, Any]) -> None:
+def _merge_function(function: dict[str, Any], fragment: Any) -> None:
+    if not isinstance(fragment, dict):
+        return
     name, arguments = fragment.get("name"), fragment.get("arguments")
     if isinstance(name, str) and name != function.get("name"):  # some servers repeat it with every fragment
-        function["name"] = (function.get("name") or "") + name
+        function["name"] = _grown(function.get("name"), name)
     if isinstance(arguments, str):
-        function["arguments"] = (function.get("arguments") or "") + arguments
+        function["arguments"] = _grown(function.get("arguments"), arguments)

@@ -38,6 +38,15 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
+def can_be_written(value: Any) -> bool:
+    """Whether a value that was read can be written again: reading goes deeper than writing."""
+    try:
+        dumps(value)
+    except (RecursionError, ValueError):
+        return False
+    return True
+
+
 def canonical(value: Any) -> bytes:
     """Equal values give equal bytes, whatever the order of their keys was."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -22,6 +22,7 @@ from typing import Any
 
 from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry
+from replay.model.transcript import GROWING
 from replay.wire import json
 from replay.wire.sse import Message
 
@@ -30,13 +31,14 @@ ENVELOPE = frozenset(
     ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider", "obfuscation")
 )
 
-_LITERAL = re.compile(rb'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
+# A loop of alternatives would keep a state for every character; these keep one for every escape.
+_LITERAL = re.compile(rb'[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
 _STRING_OF = {
-    key: re.compile(rb'"%b"\s*:\s*"((?:[^"\\]|\\.)*)"' % key.encode())
-    for key in ("content", "text", "reasoning_content", "reasoning", "refusal", "arguments")
+    key: re.compile(rb'"%b"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"' % key.encode()) for key in (*GROWING, "text", "arguments")
 }
 _PROBE = secrets.token_hex(16).encode()  # stands for a template's string where JSON is made of it
 _DONE = b"[DONE]"
+_DEEPEST = 200  # levels that can be written for sure; a chunk has about six
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,34 +80,35 @@ def template_of(raw: bytes, chunk: dict[str, Any] | None = None) -> Template | N
     choice = choices[0]
     if choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
         return None
-    found = [(key, text) for key, text in _strings(choice) if text] or list(_strings(choice))
+    strings = list(_strings(choice))
+    found = [string for string in strings if string[1]] or strings
     if len(found) != 1:
         return None
-    key, _ = found[0]
+    key, _, shown = found[0]
     matches = list(_STRING_OF[key].finditer(raw))
     if len(matches) != 1:
         return None
     start, end = matches[0].span(1)
-    visible = key in ("content", "text") and choice.get("index", 0) == 0
+    visible = shown and choice.get("index", 0) == 0
     return Template(raw[:start], raw[end:], visible, visible and is_plain(chunk))
 
 
-def _strings(choice: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The strings of a choice that grow from chunk to chunk, each under its key."""
+def _strings(choice: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """The strings of a choice that grow from chunk to chunk: key, string, and whether it is the visible text."""
     delta = choice.get("delta")
-    holders = [choice] if not isinstance(delta, dict) else [delta, *_only_call(delta)]
-    for holder in holders:
-        for key in _STRING_OF:
-            if isinstance(holder.get(key), str):
-                yield key, holder[key]
-
-
-def _only_call(delta: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if not isinstance(delta, dict):
+        if isinstance(choice.get("text"), str):
+            yield "text", choice["text"], True
+        return
+    for key in GROWING:
+        if isinstance(delta.get(key), str):
+            yield key, delta[key], key == "content"
     calls = delta.get("tool_calls")
-    if isinstance(calls, list) and len(calls) == 1 and isinstance(calls[0], dict):
+    # Without its index a fragment does not say which call grows.
+    if isinstance(calls, list) and len(calls) == 1 and isinstance(calls[0], dict) and "index" in calls[0]:
         function = calls[0].get("function")
-        if isinstance(function, dict):
-            yield function
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            yield "arguments", function["arguments"], False
 
 
 def visible_text(chunk: dict[str, Any]) -> str:
@@ -130,9 +133,11 @@ def is_plain(chunk: dict[str, Any]) -> bool:
         return False
     choice = choices[0]
     delta = choice.get("delta")
-    beside = [value for key, value in choice.items() if key not in ("index", "delta", "text")]
     if isinstance(delta, dict):
+        beside = [value for key, value in choice.items() if key not in ("index", "delta")]
         beside += [value for key, value in delta.items() if key != "content"]
+    else:
+        beside = [value for key, value in choice.items() if key not in ("index", "text")]
     return all(value is None for value in beside)
 
 
@@ -151,12 +156,13 @@ class Recorder:
     after it), nor does a clean end.
     """
 
-    __slots__ = ("_finished", "_started", "_template", "chunks", "done", "error", "usage")
+    __slots__ = ("_finished", "_protocol", "_started", "_template", "chunks", "done", "error", "usage")
 
     def __init__(self) -> None:
         self._template: Template | None = None
         self._started: set[int] = set()
         self._finished: dict[int, str] = {}
+        self._protocol = False  # a chunk had choices, if only none of them
         self.chunks = 0
         self.usage: dict[str, Any] | None = None
         self.error: UpstreamError | None = None
@@ -188,6 +194,7 @@ class Recorder:
         return (Entry.WHOLE_TOKEN if visible_text(chunk) else Entry.WHOLE_DELTA) + raw
 
     def _judge(self, chunk: dict[str, Any]) -> None:
+        self._protocol = self._protocol or "choices" in chunk
         for choice in chunk.get("choices") or ():
             index = choice.get("index", 0)
             self._started.add(index)
@@ -212,7 +219,7 @@ class Recorder:
             return self.error
         if self.finished:
             return None
-        if not self._started and (self.chunks or foreign):
+        if not self._protocol and (self.chunks or foreign):
             return UpstreamInvalid("the upstream answered 200 with something that is not a stream of chunks")
         return UpstreamTruncated("the upstream's stream ended without a finish reason")
 
@@ -225,6 +232,8 @@ def parse_chunk(raw: bytes) -> dict[str, Any]:
         raise UpstreamInvalid(f"upstream event: expected a JSON object, got {_shown(raw)}") from None
     if not isinstance(chunk, dict):
         raise UpstreamInvalid(f"upstream event: expected a JSON object, got {_shown(raw)}")
+    if raw.count(b"[") + raw.count(b"{") > _DEEPEST and not json.can_be_written(chunk):
+        raise UpstreamInvalid(f"upstream event: expected JSON that is not nested so deeply, got {_shown(raw)}")
     choices = chunk.get("choices")
     if choices is None:
         return chunk

@@ -10,7 +10,6 @@ comment block of its own becomes an empty event in several client libraries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from replay.errors import LimitExceeded
@@ -39,14 +38,14 @@ class Decoder:
         self._max_bytes = max_bytes
         self._tail = b""
         self._data: list[bytes] = []
-        self._size = 0  # bytes in _data
+        self._size = 0  # bytes in _data, with the LFs that will join them
         self._event = b""
         self._skip_lf = False  # the last piece ended with CR; a LF now belongs to it
         self._started = False
         self.foreign = False
 
-    def feed(self, piece: bytes) -> Iterator[Message]:
-        """The messages that ``piece`` completes; raises LimitExceeded after them when the next one is endless."""
+    def feed(self, piece: bytes) -> list[Message]:
+        """The messages that ``piece`` completes; raises LimitExceeded when there is none and the next is endless."""
         if self._skip_lf and piece:
             self._skip_lf = False
             piece = piece.removeprefix(b"\n")
@@ -54,7 +53,7 @@ class Decoder:
         if not self._started:
             if len(text) < len(_BOM) and _BOM.startswith(text):
                 self._tail = text
-                return
+                return []
             text = text.removeprefix(_BOM)
             self._started = True
         if b"\r" in text:
@@ -62,15 +61,15 @@ class Decoder:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = text.split(b"\n")
         self._tail = lines.pop()
-        yield from self._take(lines)
-        if len(self._tail) + self._size > self._max_bytes:
+        messages = self._take(lines)
+        if not messages and len(self._tail) + self._size > self._max_bytes:
             raise LimitExceeded(f"upstream event: expected at most {self._max_bytes} bytes")
+        return messages
 
     def finish(self) -> Message | None:
         """What the end of the stream cut off before its blank line, if it has data."""
-        self._take([self._tail])
+        messages = self._take([self._tail, b""])
         self._tail = b""
-        messages = self._take([b""])
         return messages[0] if messages else None
 
     def _take(self, lines: list[bytes]) -> list[Message]:
@@ -80,7 +79,7 @@ class Decoder:
             if line[:5] == b"data:":
                 value = line[6:] if line[5:6] == b" " else line[5:]
                 data.append(value)
-                self._size += len(value)
+                self._size += len(value) + 1
             elif line:
                 self._other(line)
             elif data:
@@ -95,6 +94,7 @@ class Decoder:
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(b"")
+            self._size += 1
         elif name == b"event":
             self._event = value.removeprefix(b" ")
         elif name and name not in _FIELDS:
