@@ -58,13 +58,15 @@ class Settings:
     max_metadata_bytes: int = _setting(16 << 10, "a generation's metadata as JSON; every list carries it", least=2)
     max_chunk_bytes: int = _setting(4 << 20, "one upstream event; protects from an endless line", least=1024)
     max_generation_bytes: int = _setting(
-        32 << 20, "one generation's log; a node keeps the logs it serves in memory", least=1024
+        32 << 20, "one generation's log in memory, where a node keeps the logs it serves", least=1024
     )
     max_pending_bytes: int = _setting(
-        1 << 20, "unacknowledged bytes of one generation: a stalled Valkey must not fill memory", least=1024
+        4 << 20,
+        "memory for what Valkey has not acknowledged yet of one generation; then the upstream waits",
+        least=1024,
     )
     max_generations: int = _setting(10_000, "generations a node produces at once; protects from a runaway", least=1)
-    cache_bytes: int = _setting(256 << 20, "logs of generations that nobody here produces or watches", least=0)
+    cache_bytes: int = _setting(256 << 20, "memory for logs that nobody here produces or watches", least=0)
 
     keepalive_s: float = _setting(15.0, "seconds of silence before a keep-alive; proxies cut at 30 to 60", least=0.001)
     retry_ms: int = _setting(1000, "what `retry:` tells an EventSource to wait before it comes back", least=0)

@@ -37,15 +37,16 @@ def end_of(
 
 async def close_from_outside(
     store: EventStore, hub: Hub, generation_id: str, status: Status, error: dict[str, str] | None = None
-) -> Feed:
-    """End a generation that another node produces, or produced until it died; its feed, complete.
+) -> tuple[Feed, bool]:
+    """End a generation that another node produces, or produced until it died.
 
-    Appends like everybody else: the log is the lock. Raises GenerationNotFound, StoreUnavailable.
+    Returns its feed, complete, and whether it was ended by this call. Appends like everybody else: the log is the
+    lock. Raises GenerationNotFound, StoreUnavailable.
     """
     for _ in range(_MOST_TRIES):
         feed = await hub.open(generation_id)
         if feed.log.complete:
-            return feed
+            return feed, False
         last_id = feed.log.last_id
         ended_ms = max(now_ms(), feed.log.times[-1])
         entry = encode_end(end_of(feed.log, feed.templates, status, ended_ms=ended_ms, error=error))
@@ -57,5 +58,5 @@ async def close_from_outside(
             await store.notify(start.node, generation_id, events)
             await store.unregister(generation_id)
             log.info("generation ended from outside", extra={"generation": generation_id, "status": status.value})
-            return feed
+            return feed, True
     raise StoreUnavailable(f"generation {generation_id!r} grows too fast to be ended from here")

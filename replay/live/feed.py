@@ -63,7 +63,7 @@ class Feed:
     @property
     def size(self) -> int:
         """About how many bytes of memory it takes."""
-        return self.log.size + 48 * len(self.log) + sum(map(len, self._segments.values()))
+        return self.log.size + sum(map(len, self._segments.values()))
 
     @property
     def start(self) -> Start:

@@ -35,16 +35,11 @@ class Hub:
         self._feeds: dict[str, Feed] = {}
         self._followers: dict[str, Follower] = {}
         self._loading: dict[str, asyncio.Task[Feed]] = {}
-        self._healing_until = 0.0
-        store.on_reconnect.append(self._reconnected)
-
-    def _reconnected(self) -> None:
-        self._healing_until = asyncio.get_running_loop().time() + _HEALING_S
 
     @property
     def healing(self) -> bool:
         """Whether a log may be shorter than it was, or missing, because its producer is still repairing it."""
-        return asyncio.get_running_loop().time() < self._healing_until
+        return self._store.steady_for < _HEALING_S
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self._feeds.values())
@@ -106,7 +101,7 @@ class Hub:
             return True
         if last is not None:
             return feed.log.holds(last.id)
-        return not feed.expired and not await self._store.was_deleted(feed.generation_id)
+        return not feed.expired and not await self._store.was_deleted(feed.generation_id, feed.start.run)
 
     @staticmethod
     def _is_stale(feed: Feed, last: Event) -> bool:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 
 from replay.errors import GenerationNotFound
-from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
 from replay.live.hub import Hub
 from replay.live.producers import NodeLost, Producers
@@ -58,8 +57,7 @@ class Orphans:
                 return
             if not feed.log.complete:
                 error = NodeLost(f"node {start.node} went away")
-                described = {"code": error.code, "message": str(error)}
-                await close_from_outside(self._store, self._hub, generation_id, Status.INTERRUPTED, described)
+                await self._producers.end(generation_id, Status.INTERRUPTED, error)
                 self._counters.orphans_ended += 1
         except GenerationNotFound:
             log.info("orphan had expired", extra={"generation": generation_id})

@@ -88,15 +88,24 @@ class Producer:
     async def run(self) -> None:
         """Call the upstream and record it, until the end stands and needs no repair."""
         self._reading = asyncio.create_task(self._read())
-        self._reading.add_done_callback(lambda _: self._writer.check())
+        try:
+            await self._write()
+        finally:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _write(self) -> None:
         try:
             await self._writer.run()
         except Fenced:
             self._ending = True
+            if self._reading is not None:
+                self._reading.cancel()
             await self._adopt()
-        finally:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        try:
+            await self._writer.keep()
+        except Fenced:
+            log.info("log is gone", extra={"generation": self.generation_id})
 
     async def _read(self) -> None:
         error: ReplayError | None

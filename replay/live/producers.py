@@ -24,6 +24,7 @@ from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
 from replay.live.hub import Hub
 from replay.live.producer import Producer
+from replay.live.writer import Fenced, Writer
 from replay.model.event import Event, number
 from replay.model.generation import End, Start, Status, new_generation_id
 from replay.store import EventStore
@@ -86,7 +87,8 @@ class Producers:
         self._counters = counters
         self._node = node
         self._running: dict[str, Producer] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return sum(not producer.feed.log.complete for producer in self._running.values())
@@ -99,12 +101,18 @@ class Producers:
     async def start(self, order: Order) -> Started:
         """Start a generation, or attach to the one the same Idempotency-Key has started.
 
-        Raises Draining, TooManyGenerations, GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
+        Goes on when its caller is cancelled: a client that hangs up cancels nothing. Raises Draining,
+        TooManyGenerations, GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
         """
         if self.draining:
             raise Draining("this node is shutting down")
         if len(self) >= self._settings.max_generations:
             raise TooManyGenerations(f"this node produces {len(self)} generations already (--max-generations)")
+        starting = asyncio.create_task(self._start(order))
+        self._own(starting)
+        return await asyncio.shield(starting)
+
+    async def _start(self, order: Order) -> Started:
         if order.idempotency_key is None:
             chosen = order.generation_id
             if chosen is not None and await self._store.last(chosen) is not None:
@@ -164,20 +172,21 @@ class Producers:
             )
         except StoreUnavailable:
             # It may be there all the same, and its producer would never come.
-            self._own(asyncio.create_task(self._take_back(feed.generation_id, events)))
+            self._own(asyncio.create_task(self._take_back(start, events)))
             raise
         if refused is not None:
             await self._correct_owner(feed.generation_id)
             raise GenerationExists(f"generation {feed.generation_id!r} exists")
         feed.extend(events)
 
-    async def _take_back(self, generation_id: str, events: list[Event]) -> None:
+    async def _take_back(self, start: Start, events: list[Event]) -> None:
         """Remove a log whose start was never confirmed, as soon as Valkey answers."""
+        generation_id = start.generation_id
         end = number([encode_end(End(status=Status.CANCELLED))], after=events[-1].id, now_ms=now_ms())
         while True:
             try:
                 if await self._store.append(generation_id, end, after=events[-1].id) is None:
-                    await self._store.delete(generation_id, idempotency=None)
+                    await self._store.delete(generation_id, run=start.run, idempotency=None)
             except StoreUnavailable:
                 await asyncio.sleep(0.25)
             else:
@@ -208,14 +217,15 @@ class Producers:
             log.warning(start.notice, extra={"generation": feed.generation_id})
         self._own(asyncio.create_task(self._run(producer)))
 
-    def _own(self, task: asyncio.Task[None]) -> None:
+    def _own(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._disown)
 
-    def _disown(self, task: asyncio.Task[None]) -> None:
+    def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("producing failed", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ReplayError):  # those are told to whoever asked
+            log.error("producing failed", exc_info=error)
 
     async def _run(self, producer: Producer) -> None:
         watching = asyncio.create_task(self._after_end(producer))
@@ -268,7 +278,30 @@ class Producers:
                 )
             return feed
         described = None if error is None else {"code": error.code, "message": str(error)}
-        return await close_from_outside(self._store, self._hub, generation_id, status, described)
+        feed, closed = await close_from_outside(self._store, self._hub, generation_id, status, described)
+        if closed:
+            self._own(asyncio.create_task(self._keep(feed)))
+        return feed
+
+    async def _keep(self, feed: Feed) -> None:
+        """An end that was written from here is repaired from here."""
+        settings = self._settings
+        writer = Writer(
+            self._store,
+            feed,
+            self._counters,
+            ttl_ms=feed.start.ttl_ms,
+            max_pending_bytes=settings.max_pending_bytes,
+            heal_window_s=settings.heal_window_s,
+            on_outage=lambda _: None,
+        )
+        self._keeping.add(writer)
+        try:
+            await writer.keep()
+        except Fenced:
+            log.info("log is gone", extra={"generation": feed.generation_id})
+        finally:
+            self._keeping.discard(writer)
 
     async def cancel(self, generation_id: str) -> Feed:
         """Cancel on request; raises GenerationNotFound, StoreUnavailable."""
@@ -277,7 +310,8 @@ class Producers:
     async def delete(self, generation_id: str) -> None:
         """Cancel if live, then remove every trace; raises GenerationNotFound, StoreUnavailable."""
         feed = await self.cancel(generation_id)
-        if not await self._store.delete(generation_id, idempotency=feed.start.idempotency):
+        start = feed.start
+        if not await self._store.delete(generation_id, run=start.run, idempotency=start.idempotency):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.drop(feed)
 
@@ -293,13 +327,18 @@ class Producers:
         """Valkey was away: compare every log with what was acknowledged."""
         for producer in self._running.values():
             producer.check()
+        for writer in self._keeping:
+            writer.check()
 
     async def relist(self) -> None:
-        """Valkey was away and may have lost the lists: put everything live on them again."""
+        """Valkey was away and may have lost the lists: put on them again what is live or has just ended."""
         for producer in tuple(self._running.values()):
             feed = producer.feed
-            if not feed.log.complete and not feed.invalid:
-                await self._store.register(feed.generation_id, node=self._node, created_ms=feed.log.times[0])
+            if feed.invalid:
+                continue
+            await self._store.register(feed.generation_id, node=self._node, created_ms=feed.log.times[0])
+            if feed.log.complete:
+                await self._store.unregister(feed.generation_id)
 
     async def renew(self) -> None:
         """Keep the logs of silent generations from expiring."""

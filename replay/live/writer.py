@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _BATCH_EVENTS = 500
 _BATCH_BYTES = 512 << 10
+_PENDING_OVERHEAD = 256  # bytes that a pending event takes beside its entry
 _REFUSED_PAUSE_S = 0.25  # before asking a full or read-only Valkey again
 
 
@@ -72,14 +73,14 @@ class Writer:
 
     @property
     def size(self) -> int:
-        """Bytes of all entries, acknowledged or not."""
+        """About how many bytes of memory all events take, acknowledged or not."""
         return self._feed.log.size + self._pending_bytes
 
     def put(self, entry: bytes, *, ms: int | None = None) -> EventId:
         """Accept an entry; it is appended as soon as can be."""
         (event,) = number([entry], after=self.last_id, now_ms=now_ms() if ms is None else ms)
         self._pending.append(event)
-        self._pending_bytes += len(entry)
+        self._pending_bytes += len(entry) + _PENDING_OVERHEAD
         if self._pending_bytes > self._max_pending_bytes:
             self._room.clear()
         self._work.set()
@@ -104,10 +105,14 @@ class Writer:
         return self._loop.time() - self._renewed >= self._ttl_ms / 4000
 
     async def run(self) -> None:
-        """Append until the end is acknowledged, and repair for a while longer; raises Fenced."""
+        """Append until the end is acknowledged; raises Fenced."""
         while not self._feed.log.complete:
             await self._work.wait()
             await self._settle_pending()
+
+    async def keep(self) -> None:
+        """Stand ready to repair an ended log for a while; raises Fenced."""
+        self._pending.clear()  # what somebody else's end has cut off
         deadline = self._loop.time() + self._heal_window_s
         while True:
             try:
@@ -155,7 +160,7 @@ class Writer:
     def _acknowledge(self, events: Sequence[Event]) -> None:
         for event in events:
             self._pending.popleft()
-            self._pending_bytes -= len(event.entry)
+            self._pending_bytes -= len(event.entry) + _PENDING_OVERHEAD
         if self._pending_bytes <= self._max_pending_bytes:
             self._room.set()
         if events:
@@ -176,7 +181,7 @@ class Writer:
             self._acknowledge(batch[:done])
             return batch[done:]
         if last is None:
-            if self._feed.expired or await self._store.was_deleted(self._feed.generation_id):
+            if self._feed.expired or await self._store.was_deleted(self._feed.generation_id, self._feed.start.run):
                 raise Fenced
             start = 0
         elif known.holds(last.id) and known.entries[last.id.seq] == last.entry:

@@ -13,6 +13,10 @@ _TOKEN = frozenset((Entry.TOKEN[0], Entry.WHOLE_TOKEN[0]))
 _END = Entry.END[0]
 
 
+# What an event in a log takes beside its entry: an object's header, a pointer, a time.
+EVENT_OVERHEAD = 48
+
+
 class Hole(Exception):
     """An event arrived without the one before it."""
 
@@ -30,7 +34,7 @@ class Log:
         self.times = array("Q")  # unix ms of each event
         self.entries: list[bytes] = []
         self.wholes = array("L")  # where the whole chunks stand, which are templates to those after them
-        self.size = 0  # bytes of all entries
+        self.size = 0  # about how many bytes of memory the events take
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -44,7 +48,7 @@ class Log:
                 self.wholes.append(seq)
             self.times.append(ms)
             self.entries.append(entry)
-            self.size += len(entry)
+            self.size += len(entry) + EVENT_OVERHEAD
 
     @property
     def last_id(self) -> EventId | None:

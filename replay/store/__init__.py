@@ -53,7 +53,7 @@ class Listener(Protocol):
 class EventStore(Protocol):
     """Keeps logs. One connection's calls are carried out in the order in which they were made."""
 
-    on_reconnect: list[Callable[[], None]]  # called when appends are possible again after a cut
+    on_reconnect: list[Callable[[], None]]  # called when appends, or notifications, are possible again after a cut
 
     @property
     def connections(self) -> int:
@@ -62,6 +62,10 @@ class EventStore(Protocol):
     @property
     def connects(self) -> int:
         """How many connections were made so far."""
+
+    @property
+    def steady_for(self) -> float:
+        """Seconds since it was last away, for any of its connections; infinite when it never was."""
 
     async def ping(self) -> None:
         """Return if it answers."""
@@ -90,10 +94,10 @@ class EventStore(Protocol):
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
 
-    async def delete(self, generation_id: str, *, idempotency: str | None) -> bool:
-        """Remove every trace; whether there was a log. Writers that come back late find `was_deleted`."""
+    async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
+        """Remove every trace; whether there was a log. A writer of that run that comes late finds `was_deleted`."""
 
-    async def was_deleted(self, generation_id: str) -> bool:
+    async def was_deleted(self, generation_id: str, run: str) -> bool:
         """Whether a log that is missing was deleted on purpose, not lost."""
 
     async def listen(self, generation_id: str, listener: Listener) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -185,6 +186,7 @@ class Link:
         self._wire: _Wire | None = None
         self._changed = asyncio.Event()  # set, and replaced, whenever the link goes up
         self._down_since: float | None = None
+        self._up_since = 0.0
         self.problem: StoreUnavailable = StoreUnavailable(f"not connected to Valkey at {address} yet")
         self.connects = 0
 
@@ -192,6 +194,13 @@ class Link:
     def up(self) -> bool:
         """Whether there is a connection that works as far as is known."""
         return self._wire is not None
+
+    @property
+    def steady_for(self) -> float:
+        """Seconds since the connection was last away; infinite when it never was."""
+        if self._wire is None:
+            return 0.0
+        return math.inf if self.connects == 1 else asyncio.get_running_loop().time() - self._up_since
 
     async def wait_up(self, timeout: float) -> bool:
         """Wait for a connection; whether there is one."""
@@ -270,6 +279,7 @@ class Link:
                 wire.abort()
                 raise
         self._wire = wire
+        self._up_since = loop.time()
         self.connects += 1
         self._changed.set()
         self._changed = asyncio.Event()

@@ -244,7 +244,7 @@ class EmbeddedValkey:
                 reader, writer = await asyncio.open_unix_connection(self._socket)
                 try:
                     writer.write(command + b"\r\n")
-                    head = await reader.readline()
+                    head = await reader.readuntil(b"\r\n")
                     return head + await reader.readexactly(int(head[1:])) if head.startswith(b"$") else head
                 finally:
                     writer.close()

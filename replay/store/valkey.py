@@ -11,7 +11,7 @@
 | `replay:node:<node>:watching` | hash id -> readers, same ttl | who reads what on that node |
 | `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
 | `replay:idempotency:<hash>` | string, JSON | what a key was used for |
-| `replay:deleted:<hash>` | string, 10 min | a log that is missing was deleted, not lost |
+| `replay:deleted:<hash>` | string, 10 min | the run whose log is missing because it was deleted, not lost |
 
 Every key is written together with its expiry. Three connections serve a node, whatever it does: one for
 appends, one for everything else, one for the channels; so a long read never delays an append.
@@ -58,6 +58,7 @@ class ValkeyStore:
         self._channels = Link(
             address, name="channels", timeout_s=timeout_s, on_up=self._channels_up, on_push=self._pushed
         )
+        self._links = (self._appends, self._reads, self._channels)
         self._listeners: dict[bytes, Listener] = {}
         self._confirmations: dict[bytes, list[asyncio.Future[None]]] = {}
         self._attending: tuple[bytes, Callable[[str, list[Event]], None]] | None = None
@@ -67,10 +68,9 @@ class ValkeyStore:
 
     async def start(self, timeout: float) -> None:
         """Connect; raises StoreUnavailable when that takes too long, StoreRefused at once."""
-        links = (self._appends, self._reads, self._channels)
-        self._tasks = [asyncio.create_task(link.run()) for link in links]
+        self._tasks = [asyncio.create_task(link.run()) for link in self._links]
         deadline = time.monotonic() + timeout
-        for link in links:
+        for link in self._links:
             while not await link.wait_up(0.05):
                 if isinstance(link.problem, StoreRefused) or time.monotonic() > deadline:
                     await self.stop()
@@ -85,12 +85,17 @@ class ValkeyStore:
     @property
     def connections(self) -> int:
         """How many connections to the server there are now."""
-        return sum(link.up for link in (self._appends, self._reads, self._channels))
+        return sum(link.up for link in self._links)
 
     @property
     def connects(self) -> int:
         """How many connections were made so far."""
-        return sum(link.connects for link in (self._appends, self._reads, self._channels))
+        return sum(link.connects for link in self._links)
+
+    @property
+    def steady_for(self) -> float:
+        """Seconds since a connection was last away; infinite when none ever was."""
+        return min(link.steady_for for link in self._links)
 
     async def wait_up(self, timeout: float) -> bool:
         """Wait until appends are possible; whether they are."""
@@ -106,8 +111,11 @@ class ValkeyStore:
 
     def _appends_up(self) -> None:
         if self._appends.connects > 1:
-            for callback in self.on_reconnect:
-                callback()
+            self._tell_reconnected()
+
+    def _tell_reconnected(self) -> None:
+        for callback in self.on_reconnect:
+            callback()
 
     # The log.
 
@@ -162,13 +170,13 @@ class ValkeyStore:
         """Let the log expire that long from now."""
         await self._appends.call("PEXPIRE", _events_key(generation_id), ttl_ms)
 
-    async def delete(self, generation_id: str, *, idempotency: str | None) -> bool:
+    async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
         """Remove every trace of a generation but the note that it was deleted."""
         await self._appends.ready()
         call = self._appends.start_call
         gone = [] if idempotency is None else [call("DEL", f"replay:idempotency:{idempotency}")]
         _, removed, *_ = await asyncio.gather(
-            call("SET", _tombstone(generation_id), "1", "PX", _TOMBSTONE_MS),
+            call("SET", _tombstone(generation_id), run, "PX", _TOMBSTONE_MS),
             call("DEL", _events_key(generation_id)),
             call("SPUBLISH", _channel(generation_id), ""),
             call("ZREM", "replay:recent", generation_id),
@@ -177,9 +185,10 @@ class ValkeyStore:
         )
         return bool(removed)
 
-    async def was_deleted(self, generation_id: str) -> bool:
-        """Whether a missing log was deleted."""
-        return bool(await self._reads.call("EXISTS", _tombstone(generation_id)))
+    async def was_deleted(self, generation_id: str, run: str) -> bool:
+        """Whether a missing log was deleted; another run of the same id may have been."""
+        deleted: bytes | None = await self._reads.call("GET", _tombstone(generation_id))
+        return deleted == run.encode()
 
     # The channels.
 
@@ -224,6 +233,8 @@ class ValkeyStore:
                     confirmed.set_result(None)
             if not waiting and listener is not None:
                 listener.reconnected()
+            elif not waiting and self._attending is not None and channel == self._attending[0]:
+                self._tell_reconnected()  # notifications were missed
 
     def _message(self, channel: bytes, listener: Listener | None, message: bytes) -> None:
         if self._attending is not None and channel == self._attending[0]:
