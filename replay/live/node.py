@@ -53,6 +53,7 @@ class Node:
             asyncio.create_task(_every(_CENSUS_S, self._producers.abandon)),
             asyncio.create_task(_every(lease / 10, self._orphans.sweep)),
             asyncio.create_task(_every(min(1.0, lease / 10), self._hub.look)),
+            asyncio.create_task(_every(1.0, self._producers.look)),
             asyncio.create_task(_every(0.25, self._producers.renew)),
             asyncio.create_task(self._tick()),
         ]

@@ -233,7 +233,8 @@ class Producers:
             await producer.run()
         finally:
             watching.cancel()
-            del self._running[producer.generation_id]
+            if self._running.get(producer.generation_id) is producer:  # the id may be in use again
+                del self._running[producer.generation_id]
             self._hub.settle(producer.feed)
 
     async def _after_end(self, producer: Producer) -> None:
@@ -329,6 +330,11 @@ class Producers:
             producer.check()
         for writer in self._keeping:
             writer.check()
+
+    async def look(self) -> None:
+        """Notifications do not come through: ask the logs themselves."""
+        if not self._store.hears:
+            self.check()
 
     async def relist(self) -> None:
         """Valkey was away and may have lost the lists: put on them again what is live or has just ended."""

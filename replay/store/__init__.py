@@ -64,6 +64,10 @@ class EventStore(Protocol):
         """How many connections were made so far."""
 
     @property
+    def hears(self) -> bool:
+        """Whether its channels are heard, as far as is known."""
+
+    @property
     def steady_for(self) -> float:
         """Seconds since it was last away, for any of its connections; infinite when it never was."""
 

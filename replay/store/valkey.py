@@ -93,6 +93,11 @@ class ValkeyStore:
         return sum(link.connects for link in self._links)
 
     @property
+    def hears(self) -> bool:
+        """Whether there is a connection for the channels."""
+        return self._channels.up
+
+    @property
     def steady_for(self) -> float:
         """Seconds since a connection was last away; infinite when none ever was."""
         return min(link.steady_for for link in self._links)
