@@ -23,6 +23,7 @@ from replay.live.hub import Hub
 from replay.live.node import Node
 from replay.live.orphans import Orphans
 from replay.live.producers import Producers
+from replay.live.starter import Starter
 from replay.store.embedded import EmbeddedValkey
 from replay.store.valkey import ValkeyStore
 from replay.upstream import Upstream
@@ -71,8 +72,9 @@ class App:
         parts.push_async_callback(node.stop)
         parts.push_async_callback(self.producers.stop)
 
+        starter = Starter(store, self.hub, self.producers, upstream, settings, node=self.name)
         self._events = Events(self.hub, settings, counters)
-        generations = Generations(store, self.hub, self.producers, self._events, settings, node=self.name)
+        generations = Generations(store, self.hub, self.producers, starter, self._events, settings, node=self.name)
         ops = Ops(store, self.hub, self.producers, counters)
         web_app = web.Application(middlewares=[answer_problems], client_max_size=settings.max_body_bytes)
         for face in (generations, self._events, Transcripts(self.hub), ops):

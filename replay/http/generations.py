@@ -16,6 +16,7 @@ from replay.http.orders import read_order
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
+from replay.live.starter import Starter
 from replay.model.event import Event, Kind
 from replay.model.generation import End, Generation, Status
 from replay.store import Ends, EventStore
@@ -36,6 +37,7 @@ class Generations:
         store: EventStore,
         hub: Hub,
         producers: Producers,
+        starter: Starter,
         events: Events,
         settings: Settings,
         *,
@@ -44,6 +46,7 @@ class Generations:
         self._store = store
         self._hub = hub
         self._producers = producers
+        self._starter = starter
         self._events = events
         self._settings = settings
         self._node = node
@@ -62,7 +65,7 @@ class Generations:
         """Start a generation; answer with its object, or with its event stream where that is asked for."""
         order = await read_order(request, self._settings)
         media_type = negotiation.accepted(request, ("application/json", _STREAM))
-        started = await self._producers.start(order)
+        started = await self._starter.start(order)
         generation_id = started.feed.generation_id
         if media_type == _STREAM:
             return await self._events.answer(request, generation_id)

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from replay.config import Settings
 from replay.errors import InvalidRequest
-from replay.live.producers import Order
+from replay.live.starter import Order
 from replay.model.generation import check_generation_id
 from replay.wire import json
 

@@ -1,38 +1,29 @@
-"""The generations this node produces: start, cancel, delete, abandon."""
+"""The generations this node produces, and how any generation is ended from here."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import secrets
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from replay.config import Settings
-from replay.errors import (
-    Draining,
-    GenerationExists,
-    GenerationNotFound,
-    IdempotencyKeyReused,
-    ReplayError,
-    StoreUnavailable,
-    TooManyGenerations,
-)
+from replay.errors import GenerationNotFound, ReplayError, StoreUnavailable
 from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
 from replay.live.hub import Hub
 from replay.live.producer import Producer
 from replay.live.writer import Fenced, Writer
-from replay.model.event import Event, number
-from replay.model.generation import End, Start, Status, new_generation_id
+from replay.model.event import Event
+from replay.model.generation import Status
 from replay.store import EventStore
 from replay.upstream import Upstream
-from replay.wire import json
-from replay.wire.events import decode_end, decode_start, encode_end, encode_start
+from replay.wire.events import decode_end
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Abandoned(ReplayError):
@@ -53,28 +44,8 @@ class Shutdown(ReplayError):
     code = "shutdown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A generation somebody wants."""
-
-    request: dict[str, Any]  # for the upstream
-    generation_id: str | None = None
-    ttl_ms: int
-    metadata: dict[str, Any] | None = None
-    abandon_after_ms: int | None = None
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What became of an order."""
-
-    feed: Feed
-    created: bool  # False: an earlier call with the same key had started it
-
-
 class Producers:
-    """Starts generations and ends them, wherever they run."""
+    """Runs what is produced here, and ends generations wherever they run."""
 
     def __init__(
         self, store: EventStore, hub: Hub, upstream: Upstream, settings: Settings, counters: Counters, *, node: str
@@ -96,110 +67,8 @@ class Producers:
     def __contains__(self, generation_id: str) -> bool:
         return generation_id in self._running
 
-    # Start.
-
-    async def start(self, order: Order) -> Started:
-        """Start a generation, or attach to the one the same Idempotency-Key has started.
-
-        Goes on when its caller is cancelled: a client that hangs up cancels nothing. Raises Draining,
-        TooManyGenerations, GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
-        """
-        if self.draining:
-            raise Draining("this node is shutting down")
-        if len(self) >= self._settings.max_generations:
-            raise TooManyGenerations(f"this node produces {len(self)} generations already (--max-generations)")
-        starting = asyncio.create_task(self._start(order))
-        self._own(starting)
-        return await asyncio.shield(starting)
-
-    async def _start(self, order: Order) -> Started:
-        if order.idempotency_key is None:
-            chosen = order.generation_id
-            if chosen is not None and await self._store.last(chosen) is not None:
-                raise GenerationExists(f"generation {chosen!r} exists")
-            return await self._create(order, chosen or new_generation_id(), None)
-        return await self._start_once(order, order.idempotency_key)
-
-    async def _start_once(self, order: Order, key: str) -> Started:
-        """The claim decides on the id and the log on the producer, so any number of nodes may race."""
-        claim = hashlib.sha256(key.encode()).hexdigest()
-        wanted = {
-            "id": order.generation_id or new_generation_id(),
-            "body": _fingerprint(order),
-        }
-        claimed = await self._store.claim(claim, wanted, ttl_s=self._settings.idempotency_ttl_s)
-        if claimed["body"] != wanted["body"]:
-            raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
-        last = await self._store.last(claimed["id"])
-        if last is None:
-            try:
-                return await self._create(order, claimed["id"], claim)
-            except GenerationExists:
-                pass  # another call with the same key was faster
-        feed = await self._hub.open(claimed["id"])
-        if feed.start.idempotency == claim:
-            return Started(feed, created=False)
-        if claimed == wanted:
-            await self._store.release(claim)
-        raise GenerationExists(f"generation {claimed['id']!r} exists")
-
-    async def _create(self, order: Order, generation_id: str, claim: str | None) -> Started:
-        model = order.request.get("model") or await self._upstream.default_model()
-        start = Start(
-            generation_id=generation_id,
-            model=model,
-            node=self._node,
-            run=secrets.token_hex(8),
-            ttl_ms=order.ttl_ms,
-            abandon_after_ms=order.abandon_after_ms,
-            metadata=order.metadata,
-            notice=self._upstream.notice,
-            idempotency=claim,
-        )
-        feed = Feed(generation_id)
-        events = number([encode_start(start)], after=None, now_ms=now_ms())
-        await self._append_start(feed, events, start)
-        self._produce(feed, order.request | {"model": model})
-        return Started(feed, created=True)
-
-    async def _append_start(self, feed: Feed, events: list[Event], start: Start) -> None:
-        """Create the log; raises GenerationExists when somebody was faster."""
-        try:
-            # In this order on one connection: a log that is not on the list would never be found as an orphan.
-            _, refused = await asyncio.gather(
-                self._store.register(feed.generation_id, node=self._node, created_ms=events[0].id.ms),
-                self._store.append(feed.generation_id, events, after=None, ttl_ms=start.ttl_ms),
-            )
-        except StoreUnavailable:
-            # It may be there all the same, and its producer would never come.
-            self._own(asyncio.create_task(self._take_back(start, events)))
-            raise
-        if refused is not None:
-            await self._correct_owner(feed.generation_id)
-            raise GenerationExists(f"generation {feed.generation_id!r} exists")
-        feed.extend(events)
-
-    async def _take_back(self, start: Start, events: list[Event]) -> None:
-        """Remove a log whose start was never confirmed, as soon as Valkey answers."""
-        generation_id = start.generation_id
-        end = number([encode_end(End(status=Status.CANCELLED))], after=events[-1].id, now_ms=now_ms())
-        while True:
-            try:
-                if await self._store.append(generation_id, end, after=events[-1].id) is None:
-                    await self._store.delete(generation_id, run=start.run, idempotency=None)
-            except StoreUnavailable:
-                await asyncio.sleep(0.25)
-            else:
-                return
-
-    async def _correct_owner(self, generation_id: str) -> None:
-        """Two nodes have started the same id; the list has to name the one that won."""
-        ends = (await self._store.ends([generation_id]))[0]
-        if ends is not None and ends.last.kind.value != "end":
-            owner = decode_start(ends.first.entry).node
-            await self._store.register(generation_id, node=owner, created_ms=ends.first.id.ms)
-
-    def _produce(self, feed: Feed, request: dict[str, Any]) -> None:
+    def produce(self, feed: Feed, request: dict[str, Any]) -> None:
+        """Call the upstream for a generation whose `start` is acknowledged."""
         producer = Producer(
             request,
             feed=feed,
@@ -215,11 +84,14 @@ class Producers:
         log.info("generation started", extra={"generation": feed.generation_id, "model": start.model})
         if start.notice:
             log.warning(start.notice, extra={"generation": feed.generation_id})
-        self._own(asyncio.create_task(self._run(producer)))
+        self.own(self._run(producer))
 
-    def _own(self, task: asyncio.Task[Any]) -> None:
+    def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something that outlives the request which caused it."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._disown)
+        return task
 
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -281,7 +153,7 @@ class Producers:
         described = None if error is None else {"code": error.code, "message": str(error)}
         feed, closed = await close_from_outside(self._store, self._hub, generation_id, status, described)
         if closed:
-            self._own(asyncio.create_task(self._keep(feed)))
+            self.own(self._keep(feed))
         return feed
 
     async def _keep(self, feed: Feed) -> None:
@@ -389,9 +261,3 @@ class Producers:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _fingerprint(order: Order) -> str:
-    """Equal for equal bodies, however they were written."""
-    body = [order.request, order.generation_id, order.ttl_ms, order.metadata, order.abandon_after_ms]
-    return hashlib.sha256(json.canonical(body)).hexdigest()

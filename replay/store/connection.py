@@ -24,6 +24,7 @@ from replay.errors import InvalidSetting, StoreRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+_OLDEST = (8, 0)
 _LONGEST_PAUSE_S = 1.0  # between two tries to connect
 _GRACE_S = 1.0  # a call waits that long for a connection which has only just been lost
 
@@ -328,3 +329,19 @@ class Link:
 def _read_error(reply: asyncio.Future[Any]) -> None:
     if not reply.cancelled():
         reply.exception()
+
+
+def check_server(info: bytes) -> None:
+    """Raises StoreRefused for a server that cannot keep logs."""
+    facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    version = facts.get("valkey_version")
+    if version is None or tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        found = f"Valkey {version}" if version else f"Redis {facts.get('redis_version', '?')}"
+        raise StoreRefused(f"--valkey-url names {found}: expected Valkey 8.0 or newer")
+    if facts.get("role") == "slave":
+        raise StoreRefused("--valkey-url names a read-only replica: expected the primary")
+    if facts.get("maxmemory_policy") not in (None, "noeviction") and facts.get("maxmemory") != "0":
+        log.warning(
+            "valkey may evict logs before their ttl; set maxmemory-policy to noeviction",
+            extra={"maxmemory_policy": facts["maxmemory_policy"]},
+        )

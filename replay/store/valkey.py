@@ -1,17 +1,4 @@
-"""Logs on Valkey Streams: all keys, all commands.
-
-| key | type | meaning |
-|---|---|---|
-| `replay:{<id>}:events` | stream | the generation, whole; one field `e` per entry |
-| `replay:{<id>}` | sharded channel | each acknowledged batch: id NUL entry NUL id NUL entry …; empty: deleted |
-| `replay:live` | hash id -> node | where to look for orphans; may say too much, never too little |
-| `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |
-| `replay:nodes` | sorted set node by unix ms of its last lease | who to ask about |
-| `replay:node:<node>` | string with the lease as ttl | this node is alive |
-| `replay:node:<node>:watching` | hash id -> readers, same ttl | who reads what on that node |
-| `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
-| `replay:idempotency:<hash>` | string, JSON | what a key was used for |
-| `replay:deleted:<hash>` | string, 10 min | the run whose log is missing because it was deleted, not lost |
+"""Logs on Valkey Streams: all commands. `keys.py` has their keys.
 
 Every key is written together with its expiry. Three connections serve a node, whatever it does: one for
 appends, one for everything else, one for the channels; so a long read never delays an append.
@@ -27,21 +14,19 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
-from replay.errors import InvalidRequest, StoreRefused, StoreUnavailable
+from replay.errors import StoreRefused, StoreUnavailable
 from replay.model.event import Event, EventId
-from replay.store import Ends, Listener, Page, Refused
-from replay.store.connection import Address, Link, UnknownScript
+from replay.store import Ends, Listener, Page, Refused, keys
+from replay.store.connection import Address, Link, UnknownScript, check_server
 from replay.wire import json
 
 log = logging.getLogger(__name__)
 
 _APPEND = resources.files("replay.store").joinpath("append.lua").read_text()
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
-_OLDEST = (8, 0)
 _TOMBSTONE_MS = 600_000  # longer than a writer is cut off before it gives up
 _LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl
 _MOST_RECENT = 100_000  # generations on the list; protects from growing for ever
-_NUL = b"\0"
 
 
 class ValkeyStore:
@@ -111,7 +96,7 @@ class ValkeyStore:
         await self._appends.call("PING")
 
     async def _greet_appends(self, call: Callable[..., asyncio.Future[Any]]) -> None:
-        _check_server(await call("INFO", "server", "replication", "memory"))
+        check_server(await call("INFO", "server", "replication", "memory"))
         await call("SCRIPT", "LOAD", _APPEND)
 
     def _appends_up(self) -> None:
@@ -130,10 +115,10 @@ class ValkeyStore:
         """Append all events or none; see EventStore."""
         args: list[str | bytes | int] = [
             1,
-            _events_key(generation_id),
+            keys.events_key(generation_id),
             "" if after is None else str(after),
             ttl_ms,
-            _channel(generation_id),
+            keys.channel_of(generation_id),
         ]
         for event in events:
             args += b"%d-%d" % event.id, event.entry
@@ -144,62 +129,64 @@ class ValkeyStore:
             answer = await self._appends.start_call("EVAL", _APPEND, *args)
         if answer == 1:
             return None
-        return Refused(Event(_event_id(answer[0]), answer[1]) if answer else None)
+        return Refused(Event(keys.parse_event_id(answer[0]), answer[1]) if answer else None)
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
-        entries = await self._reads.call("XREVRANGE", _events_key(generation_id), "+", "-", "COUNT", 1)
-        return _event(entries[0]) if entries else None
+        entries = await self._reads.call("XREVRANGE", keys.events_key(generation_id), "+", "-", "COUNT", 1)
+        return keys.parse_event(entries[0]) if entries else None
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
         """At most ``limit`` events behind ``after``."""
         start = "-" if after is None else f"({after}"
-        entries = await self._reads.call("XRANGE", _events_key(generation_id), start, "+", "COUNT", limit)
-        return [_event(entry) for entry in entries]
+        entries = await self._reads.call("XRANGE", keys.events_key(generation_id), start, "+", "COUNT", limit)
+        return [keys.parse_event(entry) for entry in entries]
 
     async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
         """Both ends of each log, in one round trip."""
         await self._reads.ready()
         asked = []
-        for key in map(_events_key, generation_ids):
+        for key in map(keys.events_key, generation_ids):
             asked.append(self._reads.start_call("XRANGE", key, "-", "+", "COUNT", 1))
             asked.append(self._reads.start_call("XREVRANGE", key, "+", "-", "COUNT", 1))
             asked.append(self._reads.start_call("PEXPIRETIME", key))
         answers = iter(await asyncio.gather(*asked))
         return [
-            Ends(_event(first[0]), _event(last[0]), at if at > 0 else None) if first and last else None
+            Ends(keys.parse_event(first[0]), keys.parse_event(last[0]), at if at > 0 else None)
+            if first and last
+            else None
             for first, last, at in zip(answers, answers, answers, strict=True)
         ]
 
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
-        await self._appends.call("PEXPIRE", _events_key(generation_id), ttl_ms)
+        await self._appends.call("PEXPIRE", keys.events_key(generation_id), ttl_ms)
 
     async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
         """Remove every trace of a generation but the note that it was deleted."""
         await self._appends.ready()
         call = self._appends.start_call
-        gone = [] if idempotency is None else [call("DEL", f"replay:idempotency:{idempotency}")]
+        gone = [] if idempotency is None else [call("DEL", keys.claim_key(idempotency))]
         _, removed, *_ = await asyncio.gather(
-            call("SET", _tombstone(generation_id), run, "PX", _TOMBSTONE_MS),
-            call("DEL", _events_key(generation_id)),
-            call("SPUBLISH", _channel(generation_id), ""),
-            call("ZREM", "replay:recent", generation_id),
-            call("HDEL", "replay:live", generation_id),
+            call("SET", keys.tombstone(generation_id), run, "PX", _TOMBSTONE_MS),
+            call("DEL", keys.events_key(generation_id)),
+            call("SPUBLISH", keys.channel_of(generation_id), ""),
+            call("ZREM", keys.RECENT, generation_id),
+            call("HDEL", keys.LIVE, generation_id),
             *gone,
         )
         return bool(removed)
 
     async def was_deleted(self, generation_id: str, run: str) -> bool:
         """Whether a missing log was deleted; another run of the same id may have been."""
-        deleted: bytes | None = await self._reads.call("GET", _tombstone(generation_id))
+        deleted: bytes | None = await self._reads.call("GET", keys.tombstone(generation_id))
         return deleted == run.encode()
 
     # The channels.
 
     async def listen(self, generation_id: str, listener: Listener) -> None:
         """Hear of every append from now on; returns when Valkey has confirmed it."""
-        channel = _channel(generation_id)
+        channel = keys.channel_of(generation_id)
         self._listeners[channel] = listener
         await self._channels.ready()
         await self._subscribe(channel)
@@ -216,7 +203,7 @@ class ValkeyStore:
 
     def unlisten(self, generation_id: str) -> None:
         """Hear no more of it."""
-        channel = _channel(generation_id)
+        channel = keys.channel_of(generation_id)
         if self._listeners.pop(channel, None) is not None:
             self._channels.push("SUNSUBSCRIBE", channel)
 
@@ -243,23 +230,23 @@ class ValkeyStore:
 
     def _message(self, channel: bytes, listener: Listener | None, message: bytes) -> None:
         if self._attending is not None and channel == self._attending[0]:
-            generation_id, _, batch = message.partition(_NUL)
-            self._attending[1](generation_id.decode(), _unpack(batch))
+            generation_id, _, batch = message.partition(keys.NUL)
+            self._attending[1](generation_id.decode(), keys.unpack(batch))
         elif listener is None:
             return
         elif message:
-            listener.heard(_unpack(message))
+            listener.heard(keys.unpack(message))
         else:
             listener.deleted()
 
     async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
         """Tell a node of an append by somebody else."""
-        message = _NUL.join((generation_id.encode(), _pack(events)))
-        await self._appends.call("SPUBLISH", _node_channel(node), message)
+        message = keys.NUL.join((generation_id.encode(), keys.pack(events)))
+        await self._appends.call("SPUBLISH", keys.node_channel(node), message)
 
     async def attend(self, node: str, notified: Callable[[str, list[Event]], None]) -> None:
         """Receive a node's notifications."""
-        self._attending = (_node_channel(node), notified)
+        self._attending = (keys.node_channel(node), notified)
         await self._subscribe(self._attending[0])
 
     # The lists.
@@ -269,29 +256,29 @@ class ValkeyStore:
         await self._appends.ready()
         call = self._appends.start_call
         await asyncio.gather(
-            call("HSET", "replay:live", generation_id, node),
-            call("PEXPIRE", "replay:live", _LISTS_MS),
-            call("ZADD", "replay:recent", created_ms, generation_id),
-            call("ZREMRANGEBYRANK", "replay:recent", 0, -_MOST_RECENT - 1),
-            call("PEXPIRE", "replay:recent", _LISTS_MS),
+            call("HSET", keys.LIVE, generation_id, node),
+            call("PEXPIRE", keys.LIVE, _LISTS_MS),
+            call("ZADD", keys.RECENT, created_ms, generation_id),
+            call("ZREMRANGEBYRANK", keys.RECENT, 0, -_MOST_RECENT - 1),
+            call("PEXPIRE", keys.RECENT, _LISTS_MS),
         )
 
     async def unregister(self, generation_id: str) -> None:
         """List it as live no more."""
-        await self._appends.call("HDEL", "replay:live", generation_id)
+        await self._appends.call("HDEL", keys.LIVE, generation_id)
 
     async def live(self) -> dict[str, str]:
         """Generation id -> producing node."""
-        pairs = await self._reads.call("HGETALL", "replay:live")
+        pairs = await self._reads.call("HGETALL", keys.LIVE)
         return {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
 
     async def recent(self, *, before: str | None, limit: int) -> Page:
         """Generations, newest first; `next` is the last one's ms and id."""
-        top, skipped = ("+inf", None) if before is None else _parse_place(before)
+        top, skipped = ("+inf", None) if before is None else keys.parse_place(before)
         wanted = limit + 2  # one that was the last of the page before, and one that tells whether there are more
         while True:
             answer = await self._reads.call(
-                *("ZRANGE", "replay:recent", top, "-inf", "BYSCORE", "REV", "LIMIT", 0, wanted, "WITHSCORES")
+                *("ZRANGE", keys.RECENT, top, "-inf", "BYSCORE", "REV", "LIMIT", 0, wanted, "WITHSCORES")
             )
             found = [(int(answer[i + 1]), answer[i].decode()) for i in range(0, len(answer), 2)]
             # Equal times are ordered by id, downwards.
@@ -307,21 +294,19 @@ class ValkeyStore:
         if generation_ids:
             await self._reads.ready()
             await asyncio.gather(
-                self._reads.start_call("ZREM", "replay:recent", *generation_ids),
-                self._reads.start_call("HDEL", "replay:live", *generation_ids),
+                self._reads.start_call("ZREM", keys.RECENT, *generation_ids),
+                self._reads.start_call("HDEL", keys.LIVE, *generation_ids),
             )
 
     async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
         """Bind an idempotency key, if it is not bound; returns what it is bound to."""
-        bound = await self._appends.call(
-            *("SET", f"replay:idempotency:{key}", json.dumps(value), "NX", "GET", "EX", ttl_s)
-        )
+        bound = await self._appends.call(*("SET", keys.claim_key(key), json.dumps(value), "NX", "GET", "EX", ttl_s))
         found: dict[str, Any] = value if bound is None else json.loads(bound)
         return found
 
     async def release(self, key: str) -> None:
         """Unbind an idempotency key."""
-        await self._appends.call("DEL", f"replay:idempotency:{key}")
+        await self._appends.call("DEL", keys.claim_key(key))
 
     # The nodes.
 
@@ -330,10 +315,10 @@ class ValkeyStore:
         await self._reads.ready()
         call = self._reads.start_call
         await asyncio.gather(
-            call("SET", f"replay:node:{node}", "1", "PX", lease_ms),
-            call("PEXPIRE", f"replay:node:{node}:watching", lease_ms),
-            call("ZADD", "replay:nodes", int(time.time() * 1000), node),
-            call("PEXPIRE", "replay:nodes", _LISTS_MS),
+            call("SET", keys.node_key(node), "1", "PX", lease_ms),
+            call("PEXPIRE", keys.watching_key(node), lease_ms),
+            call("ZADD", keys.NODES, int(time.time() * 1000), node),
+            call("PEXPIRE", keys.NODES, _LISTS_MS),
         )
 
     async def end_lease(self, node: str) -> None:
@@ -341,25 +326,25 @@ class ValkeyStore:
         await self._reads.ready()
         call = self._reads.start_call
         await asyncio.gather(
-            call("DEL", f"replay:node:{node}"),
-            call("DEL", f"replay:node:{node}:watching"),
-            call("ZREM", "replay:nodes", node),
+            call("DEL", keys.node_key(node)),
+            call("DEL", keys.watching_key(node)),
+            call("ZREM", keys.NODES, node),
         )
 
     async def nodes(self) -> set[str]:
         """The nodes that are alive."""
         await self._reads.ready()
-        members = await self._reads.start_call("ZRANGE", "replay:nodes", 0, -1)
+        members = await self._reads.start_call("ZRANGE", keys.NODES, 0, -1)
         names = [member.decode() for member in members]
-        alive = await asyncio.gather(*(self._reads.call("EXISTS", f"replay:node:{name}") for name in names))
+        alive = await asyncio.gather(*(self._reads.call("EXISTS", keys.node_key(name)) for name in names))
         gone = [name for name, answer in zip(names, alive, strict=True) if not answer]
         if gone:
-            await self._reads.call("ZREM", "replay:nodes", *gone)
+            await self._reads.call("ZREM", keys.NODES, *gone)
         return {name for name, answer in zip(names, alive, strict=True) if answer}
 
     async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed."""
-        key = f"replay:node:{node}:watching"
+        key = keys.watching_key(node)
         reading = [part for name, count in counts.items() if count for part in (name, count)]
         left = [name for name, count in counts.items() if not count]
         await self._reads.ready()
@@ -370,73 +355,15 @@ class ValkeyStore:
 
     async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the other nodes that are alive."""
-        members = await self._reads.call("ZRANGE", "replay:nodes", 0, -1)
-        nodes = [node for node in members if node != beside.encode()]
+        members = await self._reads.call("ZRANGE", keys.NODES, 0, -1)
+        nodes = [node for member in members if (node := member.decode()) != beside]
         if not generation_ids or not nodes:
             return dict.fromkeys(generation_ids, 0)
         await self._reads.ready()
         rows = await asyncio.gather(
-            *(self._reads.start_call("HMGET", b"replay:node:%b:watching" % node, *generation_ids) for node in nodes)
+            *(self._reads.start_call("HMGET", keys.watching_key(node), *generation_ids) for node in nodes)
         )
         return {
             generation_id: sum(int(count or 0) for count in column)
             for generation_id, column in zip(generation_ids, zip(*rows, strict=True), strict=True)
         }
-
-
-def _events_key(generation_id: str) -> str:
-    return f"replay:{{{generation_id}}}:events"
-
-
-def _channel(generation_id: str) -> bytes:
-    return b"replay:{%b}" % generation_id.encode()
-
-
-def _node_channel(node: str) -> bytes:
-    return b"replay:node:%b" % node.encode()
-
-
-def _tombstone(generation_id: str) -> str:
-    # Hashed: after a DELETE nothing names the generation any more.
-    return "replay:deleted:" + hashlib.sha256(generation_id.encode()).hexdigest()
-
-
-def _event_id(raw: bytes) -> EventId:
-    ms, _, seq = raw.partition(b"-")
-    return EventId(int(ms), int(seq))
-
-
-def _event(entry: list[Any]) -> Event:
-    return Event(_event_id(entry[0]), entry[1][1])
-
-
-def _pack(events: Sequence[Event]) -> bytes:
-    return _NUL.join(part for event in events for part in (b"%d-%d" % event.id, event.entry))
-
-
-def _unpack(batch: bytes) -> list[Event]:
-    parts = batch.split(_NUL)
-    return [Event(_event_id(parts[i]), parts[i + 1]) for i in range(0, len(parts), 2)]
-
-
-def _parse_place(text: str) -> tuple[str, str]:
-    ms, dash, generation_id = text.partition("-")
-    if not (dash and ms.isdecimal() and ms.isascii()):
-        raise InvalidRequest(f"before={text[:150]!r}: expected the `next` of an earlier page")
-    return ms, generation_id
-
-
-def _check_server(info: bytes) -> None:
-    """Raises StoreRefused for a server that cannot keep logs."""
-    facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-    version = facts.get("valkey_version")
-    if version is None or tuple(map(int, version.split(".")[:2])) < _OLDEST:
-        found = f"Valkey {version}" if version else f"Redis {facts.get('redis_version', '?')}"
-        raise StoreRefused(f"--valkey-url names {found}: expected Valkey 8.0 or newer")
-    if facts.get("role") == "slave":
-        raise StoreRefused("--valkey-url names a read-only replica: expected the primary")
-    if facts.get("maxmemory_policy") not in (None, "noeviction") and facts.get("maxmemory") != "0":
-        log.warning(
-            "valkey may evict logs before their ttl; set maxmemory-policy to noeviction",
-            extra={"maxmemory_policy": facts["maxmemory_policy"]},
-        )

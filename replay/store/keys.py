@@ -1,0 +1,94 @@
+"""The names of all keys, and the forms of what stands in them.
+
+| key | type | meaning |
+|---|---|---|
+| `replay:{<id>}:events` | stream | the generation, whole; one field `e` per entry |
+| `replay:{<id>}` | sharded channel | each acknowledged batch: id NUL entry NUL id NUL entry …; empty: deleted |
+| `replay:live` | hash id -> node | where to look for orphans; may say too much, never too little |
+| `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |
+| `replay:nodes` | sorted set node by unix ms of its last lease | who to ask about |
+| `replay:node:<node>` | string with the lease as ttl | this node is alive |
+| `replay:node:<node>:watching` | hash id -> readers, same ttl | who reads what on that node |
+| `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
+| `replay:idempotency:<hash>` | string, JSON | what a key was used for |
+| `replay:deleted:<hash>` | string, 10 min | the run whose log is missing because it was deleted, not lost |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from replay.errors import InvalidRequest
+from replay.model.event import Event, EventId
+
+NUL = b"\0"
+LIVE = "replay:live"
+RECENT = "replay:recent"
+NODES = "replay:nodes"
+
+
+def events_key(generation_id: str) -> str:
+    """A generation's log."""
+    return f"replay:{{{generation_id}}}:events"
+
+
+def channel_of(generation_id: str) -> bytes:
+    """Where a generation's batches are published."""
+    return b"replay:{%b}" % generation_id.encode()
+
+
+def node_key(node: str) -> str:
+    """A node's lease."""
+    return f"replay:node:{node}"
+
+
+def watching_key(node: str) -> str:
+    """Who reads what on a node."""
+    return f"replay:node:{node}:watching"
+
+
+def claim_key(key: str) -> str:
+    """What an idempotency key, which is a hash here, was used for."""
+    return f"replay:idempotency:{key}"
+
+
+def node_channel(node: str) -> bytes:
+    """Where a node is notified."""
+    return b"replay:node:%b" % node.encode()
+
+
+def tombstone(generation_id: str) -> str:
+    """The note that a log was deleted; hashed, so that after that nothing names the generation any more."""
+    return "replay:deleted:" + hashlib.sha256(generation_id.encode()).hexdigest()
+
+
+def parse_event_id(raw: bytes) -> EventId:
+    """An event id as Valkey spells it."""
+    ms, _, seq = raw.partition(b"-")
+    return EventId(int(ms), int(seq))
+
+
+def parse_event(entry: list[Any]) -> Event:
+    """A stream's entry as Valkey answers it: id, and field and value."""
+    return Event(parse_event_id(entry[0]), entry[1][1])
+
+
+def pack(events: Sequence[Event]) -> bytes:
+    """Events as a message; an entry holds no NUL."""
+    return NUL.join(part for event in events for part in (b"%d-%d" % event.id, event.entry))
+
+
+def unpack(batch: bytes) -> list[Event]:
+    """The events of a message."""
+    parts = batch.split(NUL)
+    return [Event(parse_event_id(parts[i]), parts[i + 1]) for i in range(0, len(parts), 2)]
+
+
+def parse_place(text: str) -> tuple[str, str]:
+    """A place in the list of recent generations: ms and id; raises InvalidRequest."""
+    ms, dash, generation_id = text.partition("-")
+    if not (dash and ms.isdecimal() and ms.isascii()):
+        raise InvalidRequest(f"before={text[:150]!r}: expected the `next` of an earlier page")
+    return ms, generation_id
