@@ -79,7 +79,9 @@ class App:
         web_app = web.Application(middlewares=[answer_problems], client_max_size=settings.max_body_bytes)
         for face in (generations, self._events, Transcripts(self.hub), ops):
             web_app.add_routes(face.routes())
-        return await self._listen(web_app)
+        url = await self._listen(web_app)
+        parts.callback(self._cut_subscribers)
+        return url
 
     async def _start_embedded(self) -> str:
         embedded = EmbeddedValkey(self.settings.data_dir, fsync=self.settings.embedded_fsync)
@@ -126,6 +128,10 @@ class App:
             if subscriber in self.hub.subscribers:
                 await asyncio.sleep(self.settings.drain_spread_s / len(waiting))
                 subscriber.abort()
+
+    def _cut_subscribers(self) -> None:
+        for subscriber in tuple(self.hub.subscribers):
+            subscriber.abort()
 
     async def stop(self) -> None:
         """Stop now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -18,9 +19,11 @@ from replay.errors import InvalidSetting
 ENV_PREFIX = "REPLAY_"
 
 
-def _setting(default: Any, help: str, *, secret: bool = False, least: float | None = None) -> Any:
+def _setting(
+    default: Any, help: str, *, secret: bool = False, least: float | None = None, most: float = sys.maxsize
+) -> Any:
     """A setting; a secret has no flag, since every user of a machine can read its process list."""
-    return field(default=default, metadata={"help": help, "secret": secret, "least": least})
+    return field(default=default, metadata={"help": help, "secret": secret, "least": least, "most": most})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class Settings:
     """What a node is told; see the README for the same as a table."""
 
     host: str = _setting("127.0.0.1", "address to listen on; loopback, because the service asks nobody who they are")
-    port: int = _setting(8080, "port to listen on; 0 takes a free one", least=0)
+    port: int = _setting(8080, "port to listen on; 0 takes a free one", least=0, most=65_535)
 
     valkey_url: str | None = _setting(
         None, "valkey://, valkeys:// (TLS) or unix:// URL of a Valkey 8.0 or newer; without one the node starts its own"
@@ -99,10 +102,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            least = setting.metadata["least"]
+            least, most = setting.metadata["least"], setting.metadata["most"]
             value = getattr(self, setting.name)
-            if least is not None and not value >= least:
-                raise InvalidSetting(f"{flag(setting)}: expected at least {least}, got {value}")
+            if least is not None and not least <= value <= most:
+                raise InvalidSetting(f"{flag(setting)}: expected a number from {least} to {most}, got {value}")
         if self.embedded_fsync not in ("everysec", "always"):
             raise InvalidSetting(f"--embedded-fsync: expected everysec or always, got {self.embedded_fsync!r}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):

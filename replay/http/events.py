@@ -17,7 +17,7 @@ from replay.http.transcripts import transcript_of
 from replay.live.counters import Counters
 from replay.live.feed import Channel, Feed
 from replay.live.hub import Hub
-from replay.live.subscriber import Delivery, Pace, Subscriber
+from replay.live.subscriber import Delivery, Pace, Subscriber, cut
 from replay.model.event import EventId
 from replay.wire import json
 from replay.wire.events import CHUNKS, NDJSON, SSE, Face, event_objects
@@ -29,6 +29,31 @@ _FACES = {_STREAM: SSE, _LINES: NDJSON}
 _LARGEST_PAGE = 1000
 _DEFAULT_PAGE = 100
 _FROM_START = "-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request for events asks for."""
+
+    face: Face | None  # None: a page
+    cursor: EventId | str | None  # the string is `-1`, from the start
+    pace: Pace
+    snapshot: bool
+    since_ms: int | None
+    limit: int  # events of a page
+
+
+def read_wish(request: web.Request) -> Wish:
+    """What a request asks for; raises InvalidRequest, NotAcceptable."""
+    face = _face(request)
+    return Wish(
+        face=face,
+        cursor=_cursor(request),
+        pace=_pace(request),
+        snapshot=_mode(request, face) == "snapshot",
+        since_ms=negotiation.time_ms(request, "since"),
+        limit=negotiation.integer(request, "limit", least=1, most=_LARGEST_PAGE, default=_DEFAULT_PAGE),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,40 +79,35 @@ class Events:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Exactly what comes after the cursor, then live."""
-        return await self.answer(request, generation_id_of(request))
+        return await self.answer(request, generation_id_of(request), read_wish(request))
 
-    async def answer(self, request: web.Request, generation_id: str) -> web.StreamResponse:
+    async def answer(self, request: web.Request, generation_id: str, wish: Wish) -> web.StreamResponse:
         """The events of a generation, as the request wants them."""
-        face = _face(request)
-        cursor = _cursor(request)
-        if face is None:
-            return await self._page(request, await self._hub.open(generation_id), cursor)
-        pace = _pace(request)
-        mode = _mode(request, face)
-        if self.closed:
-            return await self._come_back(request, face)
+        if wish.face is None:
+            return await self._page(await self._hub.open(generation_id), wish)
         try:
             feed = await self._hub.open(generation_id)
-            place = await self._place(request, feed, cursor, mode)
+            place = await self._place(feed, wish)
         except StoreUnavailable:
-            return await self._come_back(request, face)
-        if place.start >= len(feed.log) and feed.log.complete and face is not NDJSON:
+            return await self._come_back(request, wish.face)
+        if self.closed or feed.invalid:
+            return await self._come_back(request, wish.face)
+        if place.start >= len(feed.log) and feed.log.complete and wish.face is not NDJSON:
             return web.Response(status=204)
-        return self._stream(request, feed, face, place, pace)
+        return self._stream(request, feed, wish.face, place, wish.pace)
 
-    async def _place(self, request: web.Request, feed: Feed, cursor: EventId | str | None, mode: str | None) -> Place:
-        log = feed.log
+    async def _place(self, feed: Feed, wish: Wish) -> Place:
+        log, cursor = feed.log, wish.cursor
         if isinstance(cursor, EventId):
             if await self._hub.find(feed, cursor):
                 return Place(cursor.seq + 1)
             return Place(0, (("reset", {"reason": "unknown_event_id", "asked": str(cursor)}, None),))
         if cursor == _FROM_START:
             return Place(0)
-        if mode == "snapshot":
+        if wish.snapshot:
             stop = len(log) - 1 if log.complete else len(log)
             return Place(stop, (("snapshot", transcript_of(feed, stop), str(log.event_id(stop - 1))),))
-        since_ms = negotiation.time_ms(request, "since")
-        return Place(0 if since_ms is None else log.since(since_ms))
+        return Place(0 if wish.since_ms is None else log.since(wish.since_ms))
 
     def _stream(self, request: web.Request, feed: Feed, face: Face, place: Place, pace: Pace) -> web.StreamResponse:
         settings = self._settings
@@ -114,21 +134,22 @@ class Events:
 
     async def _come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
         """Answer so that an `EventSource` tries again: any other status would end it for good."""
-        transport = release(request)
         channel = Channel(face, is_chunked(request))
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has left")
         transport.write(head(request, _headers(face, None)) + channel.framed(face.keepalive))
         for _ in range(100):  # the transport may write only when the loop turns
             if not transport.get_write_buffer_size() or transport.is_closing():
                 break
             await asyncio.sleep(0.01)
-        transport.abort()
+        cut(release(request), chunked=channel.chunked)
         return TakenOver()
 
-    async def _page(self, request: web.Request, feed: Feed, cursor: EventId | str | None) -> web.Response:
-        limit = negotiation.integer(request, "limit", least=1, most=_LARGEST_PAGE, default=_DEFAULT_PAGE)
-        place = await self._place(request, feed, cursor, None)
+    async def _page(self, feed: Feed, wish: Wish) -> web.Response:
+        place = await self._place(feed, wish)
         log = feed.log
-        stop = min(place.start + limit, len(log))
+        stop = min(place.start + wish.limit, len(log))
         events = event_objects(log, feed.templates, place.start, stop)
         complete = log.complete and stop == len(log)
         following = None if complete else str(log.event_id(stop - 1)) if stop else _FROM_START
@@ -178,10 +199,10 @@ def _pace(request: web.Request) -> Pace:
     return Pace(speed=speed, batch_s=(batch_ms or 0.0) / 1000)
 
 
-def _mode(request: web.Request, face: Face) -> str | None:
+def _mode(request: web.Request, face: Face | None) -> str | None:
     mode = request.query.get("mode")
     if mode not in (None, "snapshot"):
         raise InvalidRequest(f"mode={mode[:100]!r}: expected snapshot, or no mode")
-    if mode is not None and face is CHUNKS:
-        raise InvalidRequest("mode=snapshot: expected without format=openai, whose readers know only chunks")
+    if mode is not None and face not in (SSE, NDJSON):
+        raise InvalidRequest("mode=snapshot: expected for a stream of events, not for pages or format=openai")
     return mode

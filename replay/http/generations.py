@@ -10,7 +10,7 @@ from aiohttp import web
 from replay.config import Settings
 from replay.errors import InvalidRequest
 from replay.http import negotiation
-from replay.http.events import Events
+from replay.http.events import Events, read_wish
 from replay.http.negotiation import generation_id_of
 from replay.http.orders import read_order
 from replay.live.feed import Feed
@@ -65,10 +65,11 @@ class Generations:
         """Start a generation; answer with its object, or with its event stream where that is asked for."""
         order = await read_order(request, self._settings)
         media_type = negotiation.accepted(request, ("application/json", _STREAM))
+        wish = read_wish(request) if media_type == _STREAM else None
         started = await self._starter.start(order)
         generation_id = started.feed.generation_id
-        if media_type == _STREAM:
-            return await self._events.answer(request, generation_id)
+        if wish is not None:
+            return await self._events.answer(request, generation_id, wish)
         headers = {"Location": f"/generations/{generation_id}"}
         return _answer(await self._describe_feed(started.feed), status=201 if started.created else 200, headers=headers)
 

@@ -28,8 +28,8 @@ async def read_order(request: web.Request, settings: Settings) -> Order:
     unknown = options.keys() - _OPTIONS
     if unknown:
         raise InvalidRequest(f"replay: expected {', '.join(sorted(_OPTIONS))}, got {', '.join(sorted(unknown))[:200]}")
-    ttl_s = _seconds(options, "ttl", most=settings.max_ttl_s)
-    abandon_after_s = _seconds(options, "abandon_after", most=settings.max_ttl_s)
+    ttl_s = _seconds(options, "ttl", least=1, most=settings.max_ttl_s)
+    abandon_after_s = _seconds(options, "abandon_after", least=0.1, most=settings.max_ttl_s)
     generation_id = options.get("id")
     return Order(
         request=_chat_request(body),
@@ -47,6 +47,8 @@ async def _json_object(request: web.Request) -> dict[str, Any]:
         body = json.loads(raw)
     except (ValueError, RecursionError):
         raise InvalidRequest("body: expected a JSON object in UTF-8") from None
+    if json.is_deep(raw, body):
+        raise InvalidRequest(f"body: expected at most {json.DEEPEST} levels of JSON")
     if not isinstance(body, dict):
         raise InvalidRequest(f"body: expected a JSON object, got {_shown(body)}")
     return body
@@ -71,12 +73,12 @@ def _chat_request(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if not (key == "model" and value is None)}
 
 
-def _seconds(options: dict[str, Any], name: str, *, most: float) -> float | None:
+def _seconds(options: dict[str, Any], name: str, *, least: float, most: float) -> float | None:
     value = options.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise InvalidRequest(f"replay.{name}: expected seconds, more than 0 and at most {most:g}, got {_shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InvalidRequest(f"replay.{name}: expected seconds from {least:g} to {most:g}, got {_shown(value)}")
     return value
 
 

@@ -14,7 +14,7 @@ from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.model.generation import Status
 from replay.wire import json
-from replay.wire.events import decode_end, fold
+from replay.wire.events import decode_end
 
 _JSON = "application/json"
 _TEXT = "text/plain"
@@ -37,8 +37,8 @@ class Transcripts:
         media_type = negotiation.accepted(request, (_JSON, _TEXT, _MARKDOWN))
         wait_s = negotiation.number(request, "wait", least=0, most=_LONGEST_WAIT_S)
         feed = await self._hub.open(generation_id_of(request))
-        if wait_s:
-            await feed.wait_end(wait_s)
+        if wait_s and not await feed.wait_end(wait_s) and feed.invalid:
+            feed = await self._hub.open(feed.generation_id)
         etag = _etag(feed, media_type)
         headers = {"Cache-Control": "no-cache", "Vary": "Accept", "ETag": f'"{etag}"'}
         if any(known.value in (etag, "*") for known in request.if_none_match or ()):
@@ -63,7 +63,7 @@ def transcript_of(feed: Feed, stop: int) -> dict[str, Any]:
     """The transcript of the events before ``stop`` as a JSON object."""
     log = feed.log
     start = feed.start
-    folded = fold(log, feed.templates, stop)
+    folded = feed.transcript(stop)
     ended = log.complete and stop == len(log)
     status = decode_end(log.entries[-1]).status if ended else Status.STREAMING if stop > 1 else Status.QUEUED
     return {

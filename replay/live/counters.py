@@ -45,3 +45,7 @@ class Counters:
     append_seconds: Histogram = field(default_factory=_latency)
     first_token_seconds: Histogram = field(default_factory=_pace)
     inter_token_seconds: Histogram = field(default_factory=_pace)
+
+    def count_end(self, status: str) -> None:
+        """Count a generation that was ended from here."""
+        self.ended[status] = self.ended.get(status, 0) + 1

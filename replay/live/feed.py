@@ -8,17 +8,21 @@ what they lack at their own pace (see `subscriber.py`). Nobody has a queue.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from replay.model.event import Event
 from replay.model.generation import Start
 from replay.model.log import Log
-from replay.wire.events import Face, Templates, decode_start
+from replay.model.transcript import Transcript
+from replay.wire.events import Face, Templates, decode_start, fold
 
 if TYPE_CHECKING:
     from replay.live.subscriber import Subscriber
+
+log = logging.getLogger(__name__)
 
 # A late joiner gets segments of this many events, framed once for all late joiners.
 SEGMENT = 256
@@ -54,6 +58,13 @@ class Feed:
         self._behind: set[Subscriber] = set()
         self._segments: dict[tuple[Channel, int], bytes] = {}
         self._changed = asyncio.Event()
+        self._waiting = 0  # requests that wait for something to change
+        self._folded = (0, Transcript())  # how many events are in it
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody here follows it or waits for it."""
+        return bool(self._waiting or self.subscribers)
 
     @property
     def subscribers(self) -> int:
@@ -82,7 +93,7 @@ class Feed:
         stop = len(self.log)
         for channel, subscribers in self._live.items():
             if subscribers:
-                self._broadcast(subscribers, self.frames(channel, start, stop))
+                self._show(channel, subscribers, start, stop)
         self.last_written = asyncio.get_running_loop().time()
         for subscriber in tuple(self._behind):
             subscriber.pump()
@@ -90,6 +101,17 @@ class Feed:
             for subscriber in self._all():
                 subscriber.pump()
         self._wake()
+
+    def _show(self, channel: Channel, subscribers: set[Subscriber], start: int, stop: int) -> None:
+        try:
+            data = self.frames(channel, start, stop)
+        except Exception:
+            # Who misses an event must not get the next one; the writer and the other readers know nothing of it.
+            log.exception("events could not be encoded", extra={"generation": self.generation_id, "events": start})
+            for subscriber in tuple(subscribers):
+                subscriber.abort()
+        else:
+            self._broadcast(subscribers, data)
 
     @staticmethod
     def _broadcast(subscribers: set[Subscriber], data: bytes) -> None:
@@ -158,23 +180,32 @@ class Feed:
 
     async def wait_change(self, seen: int, timeout: float) -> bool:
         """Wait until there are more than ``seen`` events; whether there are."""
-        try:
-            async with asyncio.timeout(timeout):
-                while len(self.log) <= seen and not self.invalid:
-                    await self._changed.wait()
-        except TimeoutError:
-            return False
-        return not self.invalid
+        return await self._wait(lambda: len(self.log) > seen, timeout)
 
     async def wait_end(self, timeout: float | None) -> bool:
         """Wait until the generation has ended; whether it has."""
+        return await self._wait(lambda: self.log.complete, timeout)
+
+    async def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        self._waiting += 1
         try:
             async with asyncio.timeout(timeout):
-                while not self.log.complete and not self.invalid:
+                while not condition() and not self.invalid:
                     await self._changed.wait()
         except TimeoutError:
             return False
-        return self.log.complete
+        finally:
+            self._waiting -= 1
+        return condition()
+
+    def transcript(self, stop: int) -> Transcript:
+        """The transcript of the events before ``stop``; what was folded once is not folded again."""
+        folded, transcript = self._folded
+        if folded > stop:
+            folded, transcript = 0, Transcript()
+        fold(self.log, self.templates, stop, start=folded, onto=transcript)
+        self._folded = (stop, transcript)
+        return transcript
 
     def _wake(self) -> None:
         # Everybody waits on an event of their own time: one who is cancelled takes nobody along.

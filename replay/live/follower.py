@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from replay.errors import StoreUnavailable
 from replay.live.feed import Feed
-from replay.model.event import Event
+from replay.model.event import Event, Kind
 from replay.model.log import Hole
 from replay.store import EventStore
 
@@ -38,14 +38,10 @@ class Follower:
     async def load(self) -> None:
         """Fill the feed with all there is, and follow it from here on if it goes on."""
         last = await self._store.last(self.feed.generation_id)
-        if last is not None and not self._ends_with(last):
+        if last is not None and last.kind is not Kind.END:
             self._listening = True
             await self._store.listen(self.feed.generation_id, self)
         await self.catch_up()
-
-    @staticmethod
-    def _ends_with(last: Event) -> bool:
-        return last.kind.value == "end"
 
     async def catch_up(self) -> None:
         """Read what the log has beyond the feed. One read serves all who ask meanwhile."""
@@ -61,7 +57,11 @@ class Follower:
             self._again = False
             while True:
                 events = await self._store.read(feed.generation_id, after=feed.log.last_id, limit=_PAGE)
-                self._apply(events)
+                try:
+                    self._apply(events)
+                except Hole as hole:  # the log itself does not go on where the feed ends: it is another one
+                    log.warning("log was replaced", extra={"generation": feed.generation_id, "hole": str(hole)})
+                    feed.invalidate()
                 if len(events) < _PAGE or feed.invalid:
                     break
         if feed.log.complete:
@@ -91,8 +91,9 @@ class Follower:
             self.close()
 
     def deleted(self) -> None:
-        """The log is gone; whoever has not seen its end will not see it here."""
-        self.feed.invalidate()
+        """The log is gone. Its end came just before; where it was missed, nobody can wait for it here."""
+        if not self.feed.log.complete:
+            self.feed.invalidate()
 
     def reconnected(self) -> None:
         """Whatever the channel brought meanwhile was missed."""
@@ -140,5 +141,8 @@ class Follower:
 
 
 def _note_failure(reading: asyncio.Task[None]) -> None:
-    if not reading.cancelled() and isinstance(reading.exception(), StoreUnavailable):
-        log.info("catch-up failed", extra={"reason": str(reading.exception())})
+    error = None if reading.cancelled() else reading.exception()
+    if isinstance(error, StoreUnavailable):
+        log.info("catch-up failed", extra={"reason": str(error)})
+    elif error is not None:
+        log.error("catch-up failed", exc_info=error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from replay.errors import GenerationNotFound, StoreUnavailable
 from replay.live.feed import Feed
@@ -35,6 +35,8 @@ class Hub:
         self._feeds: dict[str, Feed] = {}
         self._followers: dict[str, Follower] = {}
         self._loading: dict[str, asyncio.Task[Feed]] = {}
+        # Told of a generation that is produced here and whose log has gone on without its producer.
+        self.on_lag: Callable[[str], None] = lambda generation_id: None
 
     @property
     def healing(self) -> bool:
@@ -55,14 +57,24 @@ class Hub:
             self.drop(stale)
         self._feeds[feed.generation_id] = feed
 
+    def forget(self, generation_id: str) -> None:
+        """Forget a feed; whoever reads what it has may finish."""
+        self._feeds.pop(generation_id, None)
+        follower = self._followers.pop(generation_id, None)
+        if follower is not None:
+            follower.close()
+
     def drop(self, feed: Feed) -> None:
         """Forget a feed; whoever follows it is cut off."""
         if self._feeds.get(feed.generation_id) is feed:
-            del self._feeds[feed.generation_id]
-            follower = self._followers.pop(feed.generation_id, None)
-            if follower is not None:
-                follower.close()
+            self.forget(feed.generation_id)
         feed.invalidate()
+
+    def deleted(self, generation_id: str) -> None:
+        """A generation was deleted somewhere: do not keep what it said."""
+        feed = self._feeds.get(generation_id)
+        if feed is not None and feed.log.complete:
+            self.forget(generation_id)
 
     async def open(self, generation_id: str) -> Feed:
         """The feed with all that Valkey has now; raises GenerationNotFound, StoreUnavailable.
@@ -71,8 +83,7 @@ class Hub:
         """
         last = await self._store.last(generation_id)
         feed = self._feeds.get(generation_id)
-        followed = generation_id in self._followers
-        if feed is not None and not followed and await self._is_ours(feed, last):
+        if feed is not None and generation_id not in self._followers and await self._is_ours(feed, last):
             return feed
         if last is None and self.healing:
             if feed is not None and not feed.invalid and not feed.log.complete:
@@ -84,24 +95,31 @@ class Hub:
             raise GenerationNotFound(f"generation {generation_id!r} does not exist; it may have expired")
         if feed is not None and self._is_stale(feed, last):
             self.drop(feed)
-            feed = None
-        if feed is None:
+        elif feed is not None and last.id.seq >= len(feed.log):
+            await self._catch_up(feed)
+        if feed is None or feed.invalid:
             return await self._load(generation_id)
-        if last.id.seq >= len(feed.log):
-            await self._followers[generation_id].catch_up()
         return feed
+
+    async def _catch_up(self, feed: Feed) -> None:
+        follower = self._followers.get(feed.generation_id)
+        if follower is None:
+            raise StoreUnavailable("this node has not noticed yet how its own generation went on")
+        await follower.catch_up()
 
     async def _is_ours(self, feed: Feed, last: Event | None) -> bool:
         """Whether a feed with a producer here is what the log shows, or will show again once it is repaired."""
         if feed.invalid:
             return False
-        if last is not None and last.id.seq >= len(feed.log):
-            # Valkey's acknowledgement, or somebody else's end, is on its way here.
-            await feed.wait_change(last.id.seq, timeout=_ACKNOWLEDGED_S)
-            return True
-        if last is not None:
+        if last is None:
+            return not feed.expired and not await self._store.was_buried(feed.generation_id, feed.start.run)
+        if last.id.seq < len(feed.log) or feed.log.complete:
             return feed.log.holds(last.id)
-        return not feed.expired and not await self._store.was_deleted(feed.generation_id, feed.start.run)
+        # Valkey's acknowledgement, or somebody else's end, is on its way here; or it was missed.
+        if not await feed.wait_change(last.id.seq - 1, timeout=_ACKNOWLEDGED_S):
+            self.on_lag(feed.generation_id)
+            await feed.wait_change(last.id.seq - 1, timeout=_ACKNOWLEDGED_S)
+        return feed.log.holds(last.id)
 
     @staticmethod
     def _is_stale(feed: Feed, last: Event) -> bool:
@@ -173,15 +191,16 @@ class Hub:
     def evict(self) -> None:
         """Forget what nobody here watches or produces: live feeds soon, ended ones when memory is short."""
         now = asyncio.get_running_loop().time()
+        followed = [self._feeds[name] for name in self._followers]
         idle = [
-            self._feeds[name]
-            for name in self._followers
-            if (since := self._feeds[name].idle_since) is not None and now - since > _LINGER_S
+            feed
+            for feed in followed
+            if feed.idle_since is not None and now - feed.idle_since > _LINGER_S and not feed.in_use
         ]
         idle.sort(key=lambda feed: feed.idle_since or 0.0)
         room = self._cache_bytes - sum(feed.size for feed in idle)
         for feed in idle:
-            if feed.invalid or not feed.log.complete or room < 0:
+            if feed.invalid or feed.expired or not feed.log.complete or room < 0:
                 room += feed.size
                 self.drop(feed)
 

@@ -16,6 +16,7 @@ from replay.store import EventStore
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 1.0  # after Valkey did not answer
 _CENSUS_S = 0.5  # how late the other nodes may know who watches here
 
 
@@ -44,7 +45,8 @@ class Node:
         if not alone:
             self._orphans.trust_after(self._settings.lease_s)
         self._store.on_reconnect.append(self._reconnected)
-        await self._store.attend(self.name, self._producers.notified)
+        self._store.on_missed.append(self._producers.check)
+        await self._store.attend(self.name, notified=self._producers.notified, deleted=self._hub.deleted)
         await self._renew()
         lease = self._settings.lease_s
         self._tasks = [
@@ -55,11 +57,12 @@ class Node:
             asyncio.create_task(_every(min(1.0, lease / 10), self._hub.look)),
             asyncio.create_task(_every(1.0, self._producers.look)),
             asyncio.create_task(_every(0.25, self._producers.renew)),
-            asyncio.create_task(self._tick()),
+            asyncio.create_task(_every(min(0.5, self._settings.keepalive_s / 4), self._tick)),
         ]
 
     async def _renew(self) -> None:
-        await self._store.renew_lease(self.name, self._lease_ms)
+        if not await self._store.renew_lease(self.name, self._lease_ms):
+            self._told = {}  # what was said of the readers here has run out
 
     async def _take_census(self) -> None:
         if self._restore:
@@ -75,11 +78,8 @@ class Node:
 
     async def _tick(self) -> None:
         """What needs no Valkey."""
-        silence = self._settings.keepalive_s
-        while True:
-            await asyncio.sleep(min(0.5, silence / 4))
-            self._hub.keep_alive(silence)
-            self._hub.evict()
+        self._hub.keep_alive(self._settings.keepalive_s)
+        self._hub.evict()
 
     def _reconnected(self) -> None:
         """Valkey was away: it may have lost whatever was not yet on disk, and leases have run out."""
@@ -102,10 +102,12 @@ class Node:
 async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
     """Repeat an action, with jitter so that nodes do not act together; what Valkey refuses is tried next time."""
     while True:
+        pause = seconds
         try:
             await action()
         except StoreUnavailable as error:
             log.debug("postponed", extra={"action": action.__qualname__, "reason": str(error)})
+            pause = min(seconds, _RETRY_S)
         except Exception:
             log.exception("periodic work failed", extra={"action": action.__qualname__})
-        await asyncio.sleep(seconds * random.uniform(0.8, 1.2))
+        await asyncio.sleep(pause * random.uniform(0.8, 1.2))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from replay.errors import GenerationNotFound
+from replay.errors import GenerationNotFound, StoreUnavailable
 from replay.live.counters import Counters
 from replay.live.hub import Hub
 from replay.live.producers import NodeLost, Producers
@@ -41,24 +41,30 @@ class Orphans:
         live = await self._store.live()
         if not live or asyncio.get_running_loop().time() < self._trusted_at:
             return
-        alive = await self._store.nodes()
-        lost = [name for name, node in live.items() if node != self._node and node not in alive]
+        alive = await self._store.alive(set(live.values())) | {self._node}
         unclaimed = {name for name, node in live.items() if node == self._node and name not in self._producers}
-        for generation_id in (*lost, *(unclaimed & self._unclaimed)):
-            await self._end(generation_id, alive)
-        self._unclaimed = unclaimed
+        lost = [name for name, node in live.items() if node not in alive]
+        suspects, self._unclaimed = (*lost, *(unclaimed & self._unclaimed)), unclaimed
+        for generation_id in suspects:
+            try:
+                await self._end(generation_id)
+            except StoreUnavailable as error:
+                log.info("orphan not ended yet", extra={"generation": generation_id, "reason": str(error)})
+            except Exception:  # one that cannot be ended must not keep the others from it
+                log.exception("orphan cannot be ended", extra={"generation": generation_id})
 
-    async def _end(self, generation_id: str, alive: set[str]) -> None:
+    async def _end(self, generation_id: str) -> None:
+        """The list says that its node is gone; what the log says counts."""
         try:
             feed = await self._hub.open(generation_id)
             start = feed.start
-            if start.node in alive and generation_id not in self._unclaimed and not feed.log.complete:
+            if start.node != self._node and await self._store.alive({start.node}) and not feed.log.complete:
                 await self._store.register(generation_id, node=start.node, created_ms=feed.log.times[0])
                 return
-            if not feed.log.complete:
-                error = NodeLost(f"node {start.node} went away")
-                await self._producers.end(generation_id, Status.INTERRUPTED, error)
-                self._counters.orphans_ended += 1
+            error = NodeLost(f"node {start.node} went away")
+            ended = not feed.log.complete
+            await self._producers.end(generation_id, Status.INTERRUPTED, error)
+            self._counters.orphans_ended += ended
         except GenerationNotFound:
             log.info("orphan had expired", extra={"generation": generation_id})
-        await self._store.unregister(generation_id)
+            await self._store.unregister(generation_id)

@@ -72,6 +72,7 @@ class Producer:
             ttl_ms=self._start.ttl_ms,
             max_pending_bytes=settings.max_pending_bytes,
             heal_window_s=settings.heal_window_s,
+            outage_s=settings.store_outage_s,
             on_outage=self._outlast,
         )
 
@@ -102,6 +103,9 @@ class Producer:
             if self._reading is not None:
                 self._reading.cancel()
             await self._adopt()
+        self._request = {}  # up to 8 MiB that nobody needs any more
+        if not self.feed.log.complete:
+            return
         try:
             await self._writer.keep()
         except Fenced:
@@ -132,6 +136,8 @@ class Producer:
                         self._take(recorder.record(message))
                         if recorder.error is not None:
                             return
+                    if decoder.overflow:
+                        raise LimitExceeded(f"upstream event: more than {self._settings.max_chunk_bytes} bytes")
                     if recorder.done:
                         patience.reschedule(loop.time() + _AFTER_DONE_S)
                     elif recorder.finished:
@@ -139,7 +145,8 @@ class Producer:
                     await self._writer.room()
             finally:
                 # A stream that is cut inside its last event may still have said it whole.
-                self._take_rest(decoder)
+                if not decoder.overflow:
+                    self._take_rest(decoder)
 
     def _take_rest(self, decoder: Decoder) -> None:
         rest = decoder.finish()
@@ -191,9 +198,9 @@ class Producer:
         if self._reading is not asyncio.current_task() and self._reading is not None:
             self._reading.cancel()
 
-    def _outlast(self, seconds: float) -> None:
-        if seconds > self._settings.store_outage_s:
-            self.finish(Status.FAILED, StoreUnavailable(f"Valkey was away for {seconds:.0f} s"))
+    def _outlast(self) -> None:
+        outage_s = self._settings.store_outage_s
+        self.finish(Status.FAILED, StoreUnavailable(f"Valkey was away for more than {outage_s:g} s"))
 
     async def _adopt(self) -> None:
         """Show how somebody else ended it."""
@@ -205,17 +212,27 @@ class Producer:
                 self._foreign = []
         if self._fits(self._foreign):
             feed.extend(self._foreign)
-        if not feed.log.complete:
+        if feed.log.complete:
+            log.info("generation was ended by somebody else", extra={"generation": self.generation_id})
+        else:
+            log.warning("log is not ours any more", extra={"generation": self.generation_id})
             feed.invalidate()
-        log.info("generation was ended by somebody else", extra={"generation": self.generation_id})
 
     def _fits(self, events: Sequence[Event]) -> bool:
         return bool(events) and events[0].id.seq == len(self.feed.log)
 
     def notified(self, events: list[Event]) -> None:
-        """Somebody else has appended; the writer finds out with its next append, which is now."""
+        """Somebody else has appended, as the writer will find out; or, without events, asks to cancel."""
+        if not events:
+            self.finish(Status.CANCELLED)
+            return
         self._foreign = events
         self._writer.check()
+
+    @property
+    def quiet_for_s(self) -> float:
+        """Seconds since the log was last seen as it should be."""
+        return self._writer.quiet_for_s
 
     def check(self) -> None:
         """Compare the log with what was acknowledged, after Valkey was away."""

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_QUIET_S = 5.0  # seconds without an append after which a producer compares its log
+
 
 class Abandoned(ReplayError):
     """Nobody watched for as long as the caller allowed."""
@@ -60,12 +62,21 @@ class Producers:
         self._running: dict[str, Producer] = {}
         self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._abandon_from = 0.0  # loop time
+        hub.on_lag = self.lagging
 
     def __len__(self) -> int:
         return sum(not producer.feed.log.complete for producer in self._running.values())
 
     def __contains__(self, generation_id: str) -> bool:
         return generation_id in self._running
+
+    def live(self, generation_id: str) -> Feed | None:
+        """The feed of a generation that is being produced here, even if Valkey has lost its log for now."""
+        producer = self._running.get(generation_id)
+        if producer is None or producer.feed.log.complete or producer.feed.invalid:
+            return None
+        return producer.feed
 
     def produce(self, feed: Feed, request: dict[str, Any]) -> None:
         """Call the upstream for a generation whose `start` is acknowledged."""
@@ -116,7 +127,7 @@ class Producers:
         if feed.invalid:
             return
         end = decode_end(feed.log.entries[-1])
-        self._counters.ended[end.status.value] = self._counters.ended.get(end.status.value, 0) + 1
+        self._counters.count_end(end.status.value)
         log.info(
             "generation ended",
             extra={
@@ -151,8 +162,11 @@ class Producers:
                 )
             return feed
         described = None if error is None else {"code": error.code, "message": str(error)}
-        feed, closed = await close_from_outside(self._store, self._hub, generation_id, status, described)
+        feed, closed = await close_from_outside(
+            self._store, self._hub, self._counters, generation_id, status, described
+        )
         if closed:
+            self._counters.count_end(status.value)
             self.own(self._keep(feed))
         return feed
 
@@ -166,7 +180,8 @@ class Producers:
             ttl_ms=feed.start.ttl_ms,
             max_pending_bytes=settings.max_pending_bytes,
             heal_window_s=settings.heal_window_s,
-            on_outage=lambda _: None,
+            outage_s=settings.store_outage_s,
+            on_outage=lambda: None,
         )
         self._keeping.add(writer)
         try:
@@ -177,16 +192,19 @@ class Producers:
             self._keeping.discard(writer)
 
     async def cancel(self, generation_id: str) -> Feed:
-        """Cancel on request; raises GenerationNotFound, StoreUnavailable."""
-        return await self.end(generation_id, Status.CANCELLED)
+        """Cancel on request, whether or not the caller waits; raises GenerationNotFound, StoreUnavailable."""
+        return await asyncio.shield(self.own(self.end(generation_id, Status.CANCELLED)))
 
     async def delete(self, generation_id: str) -> None:
         """Cancel if live, then remove every trace; raises GenerationNotFound, StoreUnavailable."""
-        feed = await self.cancel(generation_id)
+        await asyncio.shield(self.own(self._delete(generation_id)))
+
+    async def _delete(self, generation_id: str) -> None:
+        feed = await self.end(generation_id, Status.CANCELLED)
         start = feed.start
         if not await self._store.delete(generation_id, run=start.run, idempotency=start.idempotency):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
-        self._hub.drop(feed)
+        self._hub.forget(generation_id)
 
     def notified(self, generation_id: str, events: list[Event]) -> None:
         """Another node has appended to a generation of ours."""
@@ -198,15 +216,24 @@ class Producers:
 
     def check(self) -> None:
         """Valkey was away: compare every log with what was acknowledged."""
+        self._hold_abandoning()
         for producer in self._running.values():
             producer.check()
         for writer in self._keeping:
             writer.check()
 
+    def lagging(self, generation_id: str) -> None:
+        """The log has gone on without its producer here."""
+        producer = self._running.get(generation_id)
+        if producer is not None:
+            producer.check()
+
     async def look(self) -> None:
-        """Notifications do not come through: ask the logs themselves."""
-        if not self._store.hears:
-            self.check()
+        """Compare the logs of silent producers: a notification may have been missed."""
+        patience_s = _QUIET_S if self._store.hears else 1.0
+        for producer in self._running.values():
+            if producer.quiet_for_s > patience_s and not producer.feed.log.complete:
+                producer.check()
 
     async def relist(self) -> None:
         """Valkey was away and may have lost the lists: put on them again what is live or has just ended."""
@@ -228,9 +255,17 @@ class Producers:
         asked = {name: producer for name, producer in self._running.items() if producer.abandon_after_ms is not None}
         if not asked:
             return
-        elsewhere = await self._store.watchers(list(asked), beside=self._node)
-        now = now_ms()
-        loop_now = asyncio.get_running_loop().time()
+        began = asyncio.get_running_loop().time()
+        try:
+            elsewhere = await self._store.watchers(list(asked), beside=self._node)
+        except StoreUnavailable:
+            self._hold_abandoning()
+            raise
+        now, loop_now = now_ms(), asyncio.get_running_loop().time()
+        if loop_now - began > 1.0:
+            self._hold_abandoning()
+        if loop_now < self._abandon_from:
+            elsewhere = dict.fromkeys(asked, 1)  # nobody knows; count as watched
         for name, producer in asked.items():
             idle_since = producer.feed.idle_since
             if elsewhere[name] or idle_since is None:
@@ -242,14 +277,19 @@ class Producers:
             if allowed is not None and now - producer.last_watched_ms >= allowed:
                 producer.finish(Status.CANCELLED, Abandoned(f"nobody watched for {allowed / 1000:g} s"))
 
+    def _hold_abandoning(self) -> None:
+        """Valkey was away, and with it what other nodes said of their readers: wait until they have said it again."""
+        self._abandon_from = asyncio.get_running_loop().time() + self._settings.lease_s
+
     # The node's end.
 
     async def drain(self, grace_s: float) -> None:
         """Let what runs finish for a while, then end the rest as interrupted."""
         await self._wait_until_ended(grace_s)
-        for producer in self._running.values():
-            producer.finish(Status.INTERRUPTED, Shutdown("the node was shut down"))
-        await self._wait_until_ended(self._settings.store_timeout_s)
+        for _ in range(2):  # a start that was under way may come in between
+            for producer in self._running.values():
+                producer.finish(Status.INTERRUPTED, Shutdown("the node was shut down"))
+            await self._wait_until_ended(self._settings.store_timeout_s / 2)
 
     async def _wait_until_ended(self, timeout: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout

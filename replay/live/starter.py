@@ -73,7 +73,7 @@ class Starter:
     async def _start(self, order: Order) -> Started:
         if order.idempotency_key is None:
             chosen = order.generation_id
-            if chosen is not None and await self._store.last(chosen) is not None:
+            if chosen is not None and (self._producers.live(chosen) or await self._store.last(chosen) is not None):
                 raise GenerationExists(f"generation {chosen!r} exists")
             return await self._create(order, chosen or new_generation_id(), None)
         return await self._start_once(order, order.idempotency_key)
@@ -88,6 +88,9 @@ class Starter:
         claimed = await self._store.claim(claim, wanted, ttl_s=self._settings.idempotency_ttl_s)
         if claimed["body"] != wanted["body"]:
             raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
+        running = self._producers.live(claimed["id"])
+        if running is not None and running.start.idempotency == claim:
+            return Started(running, created=False)
         last = await self._store.last(claimed["id"])
         if last is None and claimed != wanted and self._hub.healing:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
@@ -118,39 +121,52 @@ class Starter:
         )
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())
-        await self._append_start(feed, events, start)
-        self._producers.produce(feed, order.request | {"model": model})
+        request = order.request | {"model": model}
+        try:
+            await self._append_start(feed, events, start)
+        except StoreUnavailable:
+            # The log may be there all the same, and its producer would never come.
+            self._producers.own(self._settle_start(feed, events, start, request))
+            raise
+        self._producers.produce(feed, request)
         return Started(feed, created=True)
 
     async def _append_start(self, feed: Feed, events: list[Event], start: Start) -> None:
         """Create the log; raises GenerationExists when somebody was faster."""
-        try:
-            # In this order on one connection: a log that is not on the list would never be found as an orphan.
-            _, refused = await asyncio.gather(
-                self._store.register(feed.generation_id, node=self._node, created_ms=events[0].id.ms),
-                self._store.append(feed.generation_id, events, after=None, ttl_ms=start.ttl_ms),
-            )
-        except StoreUnavailable:
-            # It may be there all the same, and its producer would never come.
-            self._producers.own(self._take_back(start, events))
-            raise
+        # In this order on one connection: a log that is not on the list would never be found as an orphan.
+        _, refused = await asyncio.gather(
+            self._store.register(feed.generation_id, node=self._node, created_ms=events[0].id.ms),
+            self._store.append(feed.generation_id, events, after=None, ttl_ms=start.ttl_ms),
+        )
         if refused is not None:
             await self._correct_owner(feed.generation_id)
             raise GenerationExists(f"generation {feed.generation_id!r} exists")
         feed.extend(events)
 
-    async def _take_back(self, start: Start, events: list[Event]) -> None:
-        """Remove a log whose start was never confirmed, as soon as Valkey answers."""
-        generation_id = start.generation_id
-        end = number([encode_end(End(status=Status.CANCELLED))], after=events[-1].id, now_ms=now_ms())
+    async def _settle_start(self, feed: Feed, events: list[Event], start: Start, request: dict[str, Any]) -> None:
+        """Bring a start to an end that was not confirmed in time, as soon as Valkey answers.
+
+        Its caller was told that it failed. With an Idempotency-Key the next try attaches to it, so it is produced;
+        otherwise nobody knows its id, and it is removed.
+        """
         while True:
             try:
-                if await self._store.append(generation_id, end, after=events[-1].id) is None:
-                    await self._store.delete(generation_id, run=start.run, idempotency=None)
+                if start.idempotency is not None:
+                    await self._append_start(feed, events, start)
+                    self._producers.produce(feed, request)
+                else:
+                    await self._take_back(start, events)
             except StoreUnavailable:
                 await asyncio.sleep(0.25)
+            except GenerationExists:
+                return
             else:
                 return
+
+    async def _take_back(self, start: Start, events: list[Event]) -> None:
+        end = number([encode_end(End(status=Status.CANCELLED))], after=events[-1].id, now_ms=now_ms())
+        if await self._store.append(start.generation_id, end, after=events[-1].id) is None:
+            await self._store.delete(start.generation_id, run=start.run, idempotency=None)
 
     async def _correct_owner(self, generation_id: str) -> None:
         """Two nodes have started the same id; the list has to name the one that won."""

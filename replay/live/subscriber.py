@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 from bisect import bisect_right
@@ -26,8 +27,10 @@ from dataclasses import dataclass
 from replay.live.counters import Counters
 from replay.live.feed import Channel, Feed
 
+log = logging.getLogger(__name__)
+
 # Segments written in one turn of the loop, so that one late joiner does not hold up the others.
-_SEGMENTS_PER_TURN = 8
+_SEGMENTS_PER_TURN = 2
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -37,11 +40,6 @@ class Pace:
 
     speed: float | None = None  # recorded pauses are divided by this; live events are not held back
     batch_s: float = 0.0  # at most one write per so many seconds
-
-    @property
-    def free(self) -> bool:
-        """Whether nothing holds events back."""
-        return self.speed is None and not self.batch_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +55,20 @@ class Delivery:
     deadline_s: float
 
 
+def cut(transport: asyncio.Transport, *, chunked: bool) -> None:
+    """Close a connection so that its reader cannot take it for the end."""
+    if not chunked:
+        # Without chunks only a reset tells a cut from an end.
+        with contextlib.suppress(OSError, AttributeError):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
+
+
 class Subscriber(asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
+        "_batch_stop",
         "_counters",
         "_deadline_s",
         "_feed",
@@ -96,6 +104,7 @@ class Subscriber(asyncio.Protocol):
         self._preface = delivery.preface
         self._pace = delivery.pace
         self._deadline_s = delivery.deadline_s
+        self._batch_stop = 0  # how far the batch goes that is being written
         self._full = False
         self._live = False
         self._told_live = False
@@ -111,7 +120,10 @@ class Subscriber(asyncio.Protocol):
         transport.set_write_buffer_limits(high=delivery.buffer_bytes)
         self._feed.add(self)
         transport.write(delivery.head)
-        self.pump()
+        if self._feed.invalid:
+            self.abort()
+        else:
+            self.pump()
 
     # What comes from the feed.
 
@@ -132,7 +144,12 @@ class Subscriber(asyncio.Protocol):
             stop = self._reach()
             if self._next >= stop:
                 break
-            data, self._next = self._feed.segment(self.channel, self._next, stop)
+            try:
+                data, self._next = self._feed.segment(self.channel, self._next, stop)
+            except Exception:
+                log.exception("events could not be encoded", extra={"generation": self._feed.generation_id})
+                self.abort()
+                return
             self._send(data)
         else:
             self._leave_to_others()
@@ -158,21 +175,28 @@ class Subscriber(asyncio.Protocol):
 
     def _reach(self) -> int:
         """How far the pace lets it read now; sets the timer for the rest."""
-        log, now = self._feed.log, self._loop.time()
-        if self._pace.speed is not None and len(log) == self._recorded:
-            began = self._first_written or now
-            played_ms = (now - began) * 1000 * self._pace.speed
-            stop = bisect_right(log.times, log.times[self._start] + played_ms) if self._start < len(log) else len(log)
-            if stop < len(log):
-                due = began + (log.times[stop] - log.times[self._start]) / 1000 / self._pace.speed
-                self._set_timer(due)
-            return stop
-        if self._pace.batch_s and self._first_written is not None:
-            due = self._last_written + self._pace.batch_s
-            if now < due:
-                self._set_timer(due)
-                return self._next
-        return len(log)
+        if self._next < self._batch_stop:
+            return self._batch_stop  # what was due a moment ago still is
+        now = self._loop.time()
+        if self._pace.batch_s and self._first_written is not None and now < self._last_written + self._pace.batch_s:
+            self._set_timer(self._last_written + self._pace.batch_s)
+            return self._next
+        stop = self._played(now)
+        if self._pace.batch_s:
+            self._batch_stop = stop
+        return stop
+
+    def _played(self, now: float) -> int:
+        """How far a recording that is played at `speed` has come."""
+        events = self._feed.log
+        if self._pace.speed is None or len(events) > self._recorded or self._start >= len(events):
+            return len(events)
+        began = self._first_written or now
+        first_ms = events.times[self._start]
+        stop = bisect_right(events.times, first_ms + (now - began) * 1000 * self._pace.speed)
+        if stop < len(events):
+            self._set_timer(began + (events.times[stop] - first_ms) / 1000 / self._pace.speed)
+        return stop
 
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
@@ -212,15 +236,8 @@ class Subscriber(asyncio.Protocol):
 
     def abort(self) -> None:
         """Cut the connection so that the reader sees that this was not the end."""
-        if self._transport is None:
-            return
-        if not self.channel.chunked:
-            # Without chunks only a reset tells a cut from an end.
-            with contextlib.suppress(OSError, AttributeError):
-                self._transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
-                )
-        self._transport.abort()
+        if self._transport is not None:
+            cut(self._transport, chunked=self.channel.chunked)
 
     # What comes from the transport.
 

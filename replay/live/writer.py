@@ -17,18 +17,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from replay.errors import StoreRefused, StoreUnavailable
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
-from replay.model.event import Event, EventId, number
-from replay.store import EventStore
+from replay.live.repair import BATCH_EVENTS, append_again, batch_length
+from replay.model.event import Event, EventId, Kind, number
+from replay.store import BURIED_MS, EventStore
 
 log = logging.getLogger(__name__)
 
-_BATCH_EVENTS = 500
-_BATCH_BYTES = 512 << 10
 _PENDING_OVERHEAD = 256  # bytes that a pending event takes beside its entry
+_LONGEST_PAUSE_S = 5.0
 _REFUSED_PAUSE_S = 0.25  # before asking a full or read-only Valkey again
 
 
@@ -48,7 +49,8 @@ class Writer:
         ttl_ms: int,
         max_pending_bytes: int,
         heal_window_s: float,
-        on_outage: Callable[[float], None],
+        outage_s: float,
+        on_outage: Callable[[], None],
     ) -> None:
         self._store = store
         self._feed = feed
@@ -56,14 +58,15 @@ class Writer:
         self._ttl_ms = ttl_ms
         self._max_pending_bytes = max_pending_bytes
         self._heal_window_s = heal_window_s
-        self._on_outage = on_outage  # told for how many seconds Valkey has been away
+        self._outage_s = outage_s
+        self._on_outage = on_outage  # called, more than once, when Valkey has been away for longer than that
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Event] = deque()
         self._pending_bytes = 0
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._renewed = self._loop.time()
+        self._renewed = self._settled = self._loop.time()
         self._down_since: float | None = None
 
     @property
@@ -90,6 +93,11 @@ class Writer:
         """Wait until what is pending is below its limit."""
         await self._room.wait()
 
+    @property
+    def quiet_for_s(self) -> float:
+        """Seconds since the log was last seen as it should be."""
+        return self._loop.time() - self._settled
+
     def check(self) -> None:
         """Compare the log with what was acknowledged, and repair it."""
         self._work.set()
@@ -97,8 +105,8 @@ class Writer:
     async def renew(self) -> None:
         """Push the log's expiry ahead while the upstream is silent; at most every quarter of the ttl."""
         if self._renewal_due and not self._feed.log.complete:
-            self._renewed = self._loop.time()
             await self._store.expire(self._feed.generation_id, self._ttl_ms)
+            self._renewed = self._loop.time()
 
     @property
     def _renewal_due(self) -> bool:
@@ -113,6 +121,7 @@ class Writer:
     async def keep(self) -> None:
         """Stand ready to repair an ended log for a while; raises Fenced."""
         self._pending.clear()  # what somebody else's end has cut off
+        self._pending_bytes = 0
         deadline = self._loop.time() + self._heal_window_s
         while True:
             try:
@@ -130,24 +139,16 @@ class Writer:
 
     def _next_batch(self) -> list[Event]:
         """What is appended next; it stays pending until it is settled."""
-        batch: list[Event] = []
-        size = 0
-        for event in self._pending:
-            if batch and (len(batch) >= _BATCH_EVENTS or size + len(event.entry) > _BATCH_BYTES):
-                break
-            batch.append(event)
-            size += len(event.entry)
-        return batch
+        batch = list(islice(self._pending, BATCH_EVENTS))
+        return batch[: batch_length([event.entry for event in batch])]
 
     async def _commit(self, batch: list[Event]) -> None:
         rest = batch
         while True:
             try:
                 began = time.perf_counter()  # uvloop's clock counts whole ms
-                after = self._feed.log.last_id
-                refused = await self._store.append(
-                    self._feed.generation_id, rest, after=after, ttl_ms=self._ttl_for(rest)
-                )
+                after, ttl_ms = self._feed.log.last_id, self._ttl_for(rest)
+                refused = await self._store.append(self._feed.generation_id, rest, after=after, ttl_ms=ttl_ms)
                 if refused is None:
                     self._counters.append_seconds.add(time.perf_counter() - began)
                     break
@@ -155,6 +156,8 @@ class Writer:
             except StoreUnavailable as error:
                 await self._wait_out(error)
         self._down_since = None
+        self._settled = self._loop.time()
+        self._renewed = self._settled if ttl_ms else self._renewed
         self._acknowledge(rest)
 
     def _acknowledge(self, events: Sequence[Event]) -> None:
@@ -168,55 +171,37 @@ class Writer:
 
     def _ttl_for(self, batch: Sequence[Event]) -> int:
         """The ttl to set with an append: at the end, and whenever it is due."""
-        if (batch and batch[-1].kind.value == "end") or self._renewal_due:
-            self._renewed = self._loop.time()
-            return self._ttl_ms
-        return 0
+        return self._ttl_ms if (batch and batch[-1].kind is Kind.END) or self._renewal_due else 0
 
     async def _reconcile(self, last: Event | None, batch: list[Event]) -> list[Event]:
         """Make the log end as the feed does, and return what is left of the batch; raises Fenced."""
-        known = self._feed.log
         if last is not None and last in batch:  # a part of the batch has survived a crash
             done = batch.index(last) + 1
             self._acknowledge(batch[:done])
             return batch[done:]
-        if last is None:
-            if self._feed.expired or await self._store.was_deleted(self._feed.generation_id, self._feed.start.run):
-                raise Fenced
-            start = 0
-        elif known.holds(last.id) and known.entries[last.id.seq] == last.entry:
-            start = last.id.seq + 1
-        else:
+        if last is None and self._away_for_s * 1000 > self._ttl_ms + BURIED_MS:
+            raise Fenced  # somebody may have ended it, and nobody would remember
+        if not await append_again(self._store, self._feed, last, self._counters):
             raise Fenced
-        await self._append_again(start)
         return batch
 
-    async def _append_again(self, start: int) -> None:
-        """Append the acknowledged events from ``start`` on once more, with their ids."""
-        known = self._feed.log
-        log.warning(
-            "log came back shorter",
-            extra={"generation": self._feed.generation_id, "events": start, "appending": len(known) - start},
-        )
-        while start < len(known):
-            events = list(known.events(start, start + _BATCH_EVENTS))
-            after = known.event_id(start - 1) if start else None
-            refused = await self._store.append(self._feed.generation_id, events, after=after, ttl_ms=self._ttl_ms)
-            if refused is not None:
-                return  # it has changed again; the next append finds out how
-            start += len(events)
-            self._counters.healed += len(events)
+    @property
+    def _away_for_s(self) -> float:
+        return 0.0 if self._down_since is None else self._loop.time() - self._down_since
 
     async def _wait_out(self, error: StoreUnavailable) -> None:
         """Wait until another try is worth it."""
-        now = self._loop.time()
         if self._down_since is None:
-            self._down_since = now
+            self._down_since = self._loop.time()
             log.warning("append failed", extra={"generation": self._feed.generation_id, "reason": str(error)})
-        self._on_outage(now - self._down_since)
+        left = self._outage_s - self._away_for_s
+        if left <= 0:
+            self._on_outage()
+            left = _LONGEST_PAUSE_S
+        pause = min(left, _LONGEST_PAUSE_S)
         if isinstance(error, StoreRefused):
-            await asyncio.sleep(_REFUSED_PAUSE_S)
+            await asyncio.sleep(min(pause, _REFUSED_PAUSE_S))
         else:
-            await self._store.wait_up(_REFUSED_PAUSE_S)
+            await self._store.wait_up(pause)
             # A server that accepts connections and fails every command must not be asked in a tight loop.
             await asyncio.sleep(0.01)

@@ -10,10 +10,12 @@ again tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from replay.model.event import Event, EventId
+
+BURIED_MS = 600_000  # a run that is over is remembered for this long after its log has expired
 
 
 class Refused(NamedTuple):
@@ -53,7 +55,8 @@ class Listener(Protocol):
 class EventStore(Protocol):
     """Keeps logs. One connection's calls are carried out in the order in which they were made."""
 
-    on_reconnect: list[Callable[[], None]]  # called when appends, or notifications, are possible again after a cut
+    on_reconnect: list[Callable[[], None]]  # called when appends are possible again after a cut
+    on_missed: list[Callable[[], None]]  # called when notifications are heard again after a cut
 
     @property
     def connections(self) -> int:
@@ -99,10 +102,13 @@ class EventStore(Protocol):
         """Let the log expire that long from now."""
 
     async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
-        """Remove every trace; whether there was a log. A writer of that run that comes late finds `was_deleted`."""
+        """Remove every trace, bury the run, and tell every node; whether there was a log."""
 
-    async def was_deleted(self, generation_id: str, run: str) -> bool:
-        """Whether a log that is missing was deleted on purpose, not lost."""
+    async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
+        """Note that a run is over: its log must not be put back when it is gone. Holds for the ttl and BURIED_MS."""
+
+    async def was_buried(self, generation_id: str, run: str) -> bool:
+        """Whether a log that is missing was deleted or has run out, and is not lost."""
 
     async def listen(self, generation_id: str, listener: Listener) -> None:
         """Hear of every append from now on; what was appended before this returns may be heard too."""
@@ -131,8 +137,8 @@ class EventStore(Protocol):
     async def release(self, key: str) -> None:
         """Unbind an idempotency key."""
 
-    async def renew_lease(self, node: str, lease_ms: int) -> None:
-        """Say that a node is alive for that long."""
+    async def renew_lease(self, node: str, lease_ms: int) -> bool:
+        """Say that a node is alive for that long; whether what it said with `watch` still stands."""
 
     async def end_lease(self, node: str) -> None:
         """Say that a node is gone."""
@@ -140,8 +146,8 @@ class EventStore(Protocol):
     async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed; it holds as long as the lease."""
 
-    async def nodes(self) -> set[str]:
-        """The nodes that are alive."""
+    async def alive(self, nodes: Collection[str]) -> set[str]:
+        """Which of these nodes are alive."""
 
     async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the nodes that are alive, leaving out the node ``beside``."""
@@ -149,5 +155,7 @@ class EventStore(Protocol):
     async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
         """Tell a node that somebody else has appended to a generation which it produces."""
 
-    async def attend(self, node: str, notified: Callable[[str, list[Event]], None]) -> None:
-        """Receive a node's notifications, as far as they can be heard."""
+    async def attend(
+        self, node: str, *, notified: Callable[[str, list[Event]], None], deleted: Callable[[str], None]
+    ) -> None:
+        """Receive a node's notifications, and hear which generations were deleted, as far as can be heard."""

@@ -40,6 +40,10 @@ _REFUSALS = {
 }
 
 
+class ReadOnly(StoreRefused):
+    """Valkey is a replica."""
+
+
 class UnknownScript(StoreUnavailable):
     """Valkey does not know the script; nothing was done."""
 
@@ -89,6 +93,7 @@ class _Wire(asyncio.Protocol):
         self._replies: deque[asyncio.Future[Any]] = deque()
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
+        self._pushing = False
         self.waiting_since: float | None = None  # loop time of the last sign of life while replies are due
         self.lost = self._loop.create_future()
 
@@ -110,17 +115,22 @@ class _Wire(asyncio.Protocol):
         if self._transport is None:
             reply.set_exception(StoreUnavailable("the connection to Valkey was lost"))
             return reply
+        self._send(args)
         if not self._replies:
             self.waiting_since = self._loop.time()
         self._replies.append(reply)
-        self.push(*args)
         return reply
 
     def push(self, *args: bytes | str | int) -> None:
-        """Send a command whose reply is a push, or none."""
+        """Send a command whose answer is a push; from now on an error answers such a command."""
+        self._pushing = True
+        self._send(args)
+
+    def _send(self, args: tuple[bytes | str | int, ...]) -> None:
+        command = libvalkey.pack_command(args)
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(libvalkey.pack_command(args))
+        self._unsent.append(command)
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -131,8 +141,11 @@ class _Wire(asyncio.Protocol):
         reader, replies = self._reader, self._replies
         reader.feed(data)
         while (answer := reader.gets()) is not False:
+            if self._pushing and isinstance(answer, Exception):
+                self._pushed([b"error", answer])
+                continue
             if self._on_push is not None and type(answer) is list and answer[0] != b"pong":
-                self._on_push(answer)
+                self._pushed(answer)
                 continue
             reply = replies.popleft()
             if reply.done():  # its caller has gone
@@ -141,9 +154,18 @@ class _Wire(asyncio.Protocol):
                 reply.set_exception(answer)
                 if isinstance(answer, StoreRefused):
                     reply.exception()
+                if isinstance(answer, ReadOnly):
+                    self.abort()  # it was the primary once; a new connection finds the one that is now
             else:
                 reply.set_result(answer)
         self.waiting_since = self._loop.time() if replies else None
+
+    def _pushed(self, push: list[Any]) -> None:
+        try:
+            assert self._on_push is not None
+            self._on_push(push)
+        except Exception:  # one listener's trouble is not the others'
+            log.exception("a push could not be handled")
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -154,6 +176,8 @@ def _translate(message: str) -> StoreUnavailable:
     word = message.split(" ", 1)[0]
     if word == "NOSCRIPT":
         return UnknownScript(message)
+    if word == "READONLY":
+        return ReadOnly(f"{_REFUSALS[word]} ({message})")
     if word in _REFUSALS:
         return StoreRefused(f"{_REFUSALS[word]} ({message})")
     if word in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"):
@@ -250,7 +274,6 @@ class Link:
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE_S, pause * 2 or 0.02)
                 continue
-            pause = 0.0
             try:
                 await self._watch(wire)
             finally:
@@ -259,6 +282,10 @@ class Link:
                 wire.abort()
             self.problem = StoreUnavailable(f"the connection to Valkey at {self._address} was lost")
             log.warning("valkey connection lost", extra={"address": str(self._address), "link": self._name})
+            if self._down_since - self._up_since > _LONGEST_PAUSE_S:
+                pause = 0.0
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE_S, pause * 2 or 0.02)
 
     async def _connect(self) -> _Wire:
         address, loop = self._address, asyncio.get_running_loop()
@@ -297,6 +324,7 @@ class Link:
         if address.database:
             await wire.call("SELECT", address.database)
         await wire.call("CLIENT", "SETNAME", f"replay-{self._name}")
+        check_server(await wire.call("INFO", "server", "replication", "memory"))
         if self._greet is not None:
             await self._greet(wire.call)
 

@@ -11,7 +11,8 @@
 | `replay:node:<node>:watching` | hash id -> readers, same ttl | who reads what on that node |
 | `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
 | `replay:idempotency:<hash>` | string, JSON | what a key was used for |
-| `replay:deleted:<hash>` | string, 10 min | the run whose log is missing because it was deleted, not lost |
+| `replay:over:<hash>` | string, ttl + 10 min | this run is over: if its log is missing it is not lost |
+| `replay:deleted` | sharded channel | ids of deleted generations, for the nodes' memories |
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ NUL = b"\0"
 LIVE = "replay:live"
 RECENT = "replay:recent"
 NODES = "replay:nodes"
+DELETED = b"replay:deleted"
 
 
 def events_key(generation_id: str) -> str:
@@ -60,8 +62,8 @@ def node_channel(node: str) -> bytes:
 
 
 def tombstone(generation_id: str) -> str:
-    """The note that a log was deleted; hashed, so that after that nothing names the generation any more."""
-    return "replay:deleted:" + hashlib.sha256(generation_id.encode()).hexdigest()
+    """The note that a run is over; hashed, so that after that nothing names the generation any more."""
+    return "replay:over:" + hashlib.sha256(generation_id.encode()).hexdigest()
 
 
 def parse_event_id(raw: bytes) -> EventId:
@@ -81,14 +83,14 @@ def pack(events: Sequence[Event]) -> bytes:
 
 
 def unpack(batch: bytes) -> list[Event]:
-    """The events of a message."""
-    parts = batch.split(NUL)
+    """The events of a message; none in an empty one."""
+    parts = batch.split(NUL) if batch else []
     return [Event(parse_event_id(parts[i]), parts[i + 1]) for i in range(0, len(parts), 2)]
 
 
 def parse_place(text: str) -> tuple[str, str]:
     """A place in the list of recent generations: ms and id; raises InvalidRequest."""
     ms, dash, generation_id = text.partition("-")
-    if not (dash and ms.isdecimal() and ms.isascii()):
+    if not (dash and ms.isdecimal() and ms.isascii() and len(ms) <= 16):
         raise InvalidRequest(f"before={text[:150]!r}: expected the `next` of an earlier page")
     return ms, generation_id

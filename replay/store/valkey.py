@@ -10,22 +10,22 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from typing import Any
 
 from replay.errors import StoreRefused, StoreUnavailable
 from replay.model.event import Event, EventId
-from replay.store import Ends, Listener, Page, Refused, keys
-from replay.store.connection import Address, Link, UnknownScript, check_server
+from replay.store import BURIED_MS, Ends, Listener, Page, Refused, keys
+from replay.store.connection import Address, Link, UnknownScript
 from replay.wire import json
 
 log = logging.getLogger(__name__)
 
 _APPEND = resources.files("replay.store").joinpath("append.lua").read_text()
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
-_TOMBSTONE_MS = 600_000  # longer than a writer is cut off before it gives up
 _LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl
+_FORGOTTEN_MS = 86_400_000  # a node that has not renewed its lease for a day
 _MOST_RECENT = 100_000  # generations on the list; protects from growing for ever
 
 
@@ -35,9 +35,10 @@ class ValkeyStore:
     def __init__(self, url: str, *, timeout_s: float) -> None:
         address = Address.parse(url)
         self.on_reconnect: list[Callable[[], None]] = []
+        self.on_missed: list[Callable[[], None]] = []
         self._timeout_s = timeout_s
         self._appends = Link(
-            address, name="appends", timeout_s=timeout_s, greet=self._greet_appends, on_up=self._appends_up
+            address, name="appends", timeout_s=timeout_s, greet=self._load_script, on_up=self._appends_up
         )
         self._reads = Link(address, name="reads", timeout_s=timeout_s)
         self._channels = Link(
@@ -46,7 +47,9 @@ class ValkeyStore:
         self._links = (self._appends, self._reads, self._channels)
         self._listeners: dict[bytes, Listener] = {}
         self._confirmations: dict[bytes, list[asyncio.Future[None]]] = {}
-        self._attending: tuple[bytes, Callable[[str, list[Event]], None]] | None = None
+        self._notified: Callable[[str, list[Event]], None] | None = None
+        self._deleted: Callable[[str], None] | None = None
+        self._own_channel = b""
         self._tasks: list[asyncio.Task[None]] = []
 
     # Its life.
@@ -95,17 +98,13 @@ class ValkeyStore:
         """Return if it answers on the connection that appends."""
         await self._appends.call("PING")
 
-    async def _greet_appends(self, call: Callable[..., asyncio.Future[Any]]) -> None:
-        check_server(await call("INFO", "server", "replication", "memory"))
+    async def _load_script(self, call: Callable[..., asyncio.Future[Any]]) -> None:
         await call("SCRIPT", "LOAD", _APPEND)
 
     def _appends_up(self) -> None:
         if self._appends.connects > 1:
-            self._tell_reconnected()
-
-    def _tell_reconnected(self) -> None:
-        for callback in self.on_reconnect:
-            callback()
+            for callback in self.on_reconnect:
+                callback()
 
     # The log.
 
@@ -163,24 +162,29 @@ class ValkeyStore:
         await self._appends.call("PEXPIRE", keys.events_key(generation_id), ttl_ms)
 
     async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
-        """Remove every trace of a generation but the note that it was deleted."""
+        """Remove every trace of a generation but the note that its run is over."""
         await self._appends.ready()
         call = self._appends.start_call
         gone = [] if idempotency is None else [call("DEL", keys.claim_key(idempotency))]
         _, removed, *_ = await asyncio.gather(
-            call("SET", keys.tombstone(generation_id), run, "PX", _TOMBSTONE_MS),
+            call("SET", keys.tombstone(generation_id), run, "PX", BURIED_MS),
             call("DEL", keys.events_key(generation_id)),
             call("SPUBLISH", keys.channel_of(generation_id), ""),
+            call("SPUBLISH", keys.DELETED, generation_id),
             call("ZREM", keys.RECENT, generation_id),
             call("HDEL", keys.LIVE, generation_id),
             *gone,
         )
         return bool(removed)
 
-    async def was_deleted(self, generation_id: str, run: str) -> bool:
-        """Whether a missing log was deleted; another run of the same id may have been."""
-        deleted: bytes | None = await self._reads.call("GET", keys.tombstone(generation_id))
-        return deleted == run.encode()
+    async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
+        """Note that a run is over."""
+        await self._appends.call("SET", keys.tombstone(generation_id), run, "PX", ttl_ms + BURIED_MS)
+
+    async def was_buried(self, generation_id: str, run: str) -> bool:
+        """Whether a missing log is that of a run that is over; another run of the same id may be."""
+        buried: bytes | None = await self._reads.call("GET", keys.tombstone(generation_id))
+        return buried == run.encode()
 
     # The channels.
 
@@ -210,28 +214,38 @@ class ValkeyStore:
     def _channels_up(self) -> None:
         for channel in self._listeners:
             self._channels.push("SSUBSCRIBE", channel)
-        if self._attending is not None:
-            self._channels.push("SSUBSCRIBE", self._attending[0])
+        for channel in (self._own_channel, keys.DELETED) if self._own_channel else ():
+            self._channels.push("SSUBSCRIBE", channel)
 
     def _pushed(self, push: list[Any]) -> None:
         kind, channel = push[0], push[1]
+        if kind == b"error":
+            for waiting in self._confirmations.values():
+                for confirmed in waiting:
+                    if not confirmed.done():
+                        confirmed.set_exception(push[1])
+            self._confirmations.clear()
+            return
         listener = self._listeners.get(channel)
         if kind == b"smessage":
             self._message(channel, listener, push[2])
         elif kind == b"ssubscribe":
-            waiting = self._confirmations.pop(channel, ())
-            for confirmed in waiting:
+            expected = self._confirmations.pop(channel, ())
+            for confirmed in expected:
                 if not confirmed.done():
                     confirmed.set_result(None)
-            if not waiting and listener is not None:
+            if not expected and listener is not None:
                 listener.reconnected()
-            elif not waiting and self._attending is not None and channel == self._attending[0]:
-                self._tell_reconnected()  # notifications were missed
+            elif not expected and channel == self._own_channel:
+                for callback in self.on_missed:
+                    callback()
 
     def _message(self, channel: bytes, listener: Listener | None, message: bytes) -> None:
-        if self._attending is not None and channel == self._attending[0]:
+        if channel == self._own_channel and self._notified is not None:
             generation_id, _, batch = message.partition(keys.NUL)
-            self._attending[1](generation_id.decode(), keys.unpack(batch))
+            self._notified(generation_id.decode(), keys.unpack(batch))
+        elif channel == keys.DELETED and self._deleted is not None:
+            self._deleted(message.decode())
         elif listener is None:
             return
         elif message:
@@ -244,10 +258,14 @@ class ValkeyStore:
         message = keys.NUL.join((generation_id.encode(), keys.pack(events)))
         await self._appends.call("SPUBLISH", keys.node_channel(node), message)
 
-    async def attend(self, node: str, notified: Callable[[str, list[Event]], None]) -> None:
-        """Receive a node's notifications."""
-        self._attending = (keys.node_channel(node), notified)
-        await self._subscribe(self._attending[0])
+    async def attend(
+        self, node: str, *, notified: Callable[[str, list[Event]], None], deleted: Callable[[str], None]
+    ) -> None:
+        """Receive a node's notifications, and hear of deletions."""
+        self._notified, self._deleted = notified, deleted
+        self._own_channel = keys.node_channel(node)
+        for channel in (self._own_channel, keys.DELETED):
+            await self._subscribe(channel)
 
     # The lists.
 
@@ -290,13 +308,9 @@ class ValkeyStore:
         return Page([generation_id for _, generation_id in places[:limit]], following)
 
     async def forget(self, generation_ids: Sequence[str]) -> None:
-        """Take generations that are gone off the lists."""
+        """Take generations that are gone off the list."""
         if generation_ids:
-            await self._reads.ready()
-            await asyncio.gather(
-                self._reads.start_call("ZREM", keys.RECENT, *generation_ids),
-                self._reads.start_call("HDEL", keys.LIVE, *generation_ids),
-            )
+            await self._reads.call("ZREM", keys.RECENT, *generation_ids)
 
     async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
         """Bind an idempotency key, if it is not bound; returns what it is bound to."""
@@ -310,16 +324,19 @@ class ValkeyStore:
 
     # The nodes.
 
-    async def renew_lease(self, node: str, lease_ms: int) -> None:
-        """Say that a node is alive for that long."""
+    async def renew_lease(self, node: str, lease_ms: int) -> bool:
+        """Say that a node is alive for that long; whether what it said with `watch` still stands."""
         await self._reads.ready()
         call = self._reads.start_call
-        await asyncio.gather(
+        now_ms = int(time.time() * 1000)
+        _, watched, *_ = await asyncio.gather(
             call("SET", keys.node_key(node), "1", "PX", lease_ms),
             call("PEXPIRE", keys.watching_key(node), lease_ms),
-            call("ZADD", keys.NODES, int(time.time() * 1000), node),
+            call("ZADD", keys.NODES, now_ms, node),
+            call("ZREMRANGEBYSCORE", keys.NODES, "-inf", now_ms - _FORGOTTEN_MS),
             call("PEXPIRE", keys.NODES, _LISTS_MS),
         )
+        return bool(watched)
 
     async def end_lease(self, node: str) -> None:
         """Say that a node is gone."""
@@ -331,16 +348,12 @@ class ValkeyStore:
             call("ZREM", keys.NODES, node),
         )
 
-    async def nodes(self) -> set[str]:
-        """The nodes that are alive."""
+    async def alive(self, nodes: Collection[str]) -> set[str]:
+        """Which of these nodes are alive."""
+        names = list(nodes)
         await self._reads.ready()
-        members = await self._reads.start_call("ZRANGE", keys.NODES, 0, -1)
-        names = [member.decode() for member in members]
-        alive = await asyncio.gather(*(self._reads.call("EXISTS", keys.node_key(name)) for name in names))
-        gone = [name for name, answer in zip(names, alive, strict=True) if not answer]
-        if gone:
-            await self._reads.call("ZREM", keys.NODES, *gone)
-        return {name for name, answer in zip(names, alive, strict=True) if answer}
+        answers = await asyncio.gather(*(self._reads.start_call("EXISTS", keys.node_key(name)) for name in names))
+        return {name for name, answer in zip(names, answers, strict=True) if answer}
 
     async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed."""

@@ -7,7 +7,7 @@ read. What belongs to one connection only (`live`, `reset`, `snapshot`) is a `Fa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from replay.model.event import Entry, Event, Kind
@@ -21,6 +21,11 @@ _TOKEN = Entry.TOKEN[0]
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
 
 
+# A newer node may store more than this one knows.
+_START_FIELDS = frozenset(field.name for field in fields(Start))
+_END_FIELDS = frozenset(field.name for field in fields(End))
+
+
 def encode_start(start: Start) -> bytes:
     """The entry of a `start`."""
     return Entry.START + json.dumps({key: value for key, value in asdict(start).items() if value is not None})
@@ -28,7 +33,8 @@ def encode_start(start: Start) -> bytes:
 
 def decode_start(entry: bytes) -> Start:
     """The start of a log from its first entry."""
-    return Start(**json.loads(entry[1:]))
+    stored = json.loads(entry[1:])
+    return Start(**{name: stored[name] for name in _START_FIELDS & stored.keys()})
 
 
 def encode_end(end: End) -> bytes:
@@ -38,8 +44,8 @@ def encode_end(end: End) -> bytes:
 
 def decode_end(entry: bytes) -> End:
     """The end of a log from its last entry."""
-    fields = json.loads(entry[1:])
-    return End(**fields | {"status": Status(fields["status"])})
+    stored = json.loads(entry[1:])
+    return End(**{name: stored[name] for name in _END_FIELDS & stored.keys()} | {"status": Status(stored["status"])})
 
 
 class Templates:
@@ -204,12 +210,15 @@ NDJSON = Face("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False
 CHUNKS = Face("text/event-stream; charset=utf-8", _as_chunks, _no_notice, sse.KEEPALIVE, retry=True)
 
 
-def fold(log: Log, templates: Templates, stop: int | None = None) -> Transcript:
-    """The transcript of a log's events before ``stop``.
+def fold(
+    log: Log, templates: Templates, stop: int | None = None, *, start: int = 0, onto: Transcript | None = None
+) -> Transcript:
+    """The transcript of a log's events before ``stop``; ``onto`` is that of the events before ``start``, and grows.
 
     A run of entries that are text alone is folded as one chunk, which costs one parse for all.
     """
-    transcript = Transcript()
+    transcript = Transcript() if onto is None else onto
+    stop = len(log) if stop is None else stop
     run: list[bytes] = []
 
     def close_run(seq: int) -> None:
@@ -218,8 +227,7 @@ def fold(log: Log, templates: Templates, stop: int | None = None) -> Transcript:
             transcript.add(json.loads(template.chunk(b"".join(run))))
             run.clear()
 
-    stop = len(log) if stop is None else stop
-    for seq, entry in enumerate(log.entries[:stop]):
+    for seq, entry in enumerate(log.entries[start:stop], start):
         if entry[0] in _TEXT_ALONE:
             run.append(entry[1:])
             continue

@@ -8,12 +8,15 @@ over for those.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
 import orjson
 
-_LONG_NUMBER = re.compile(rb"\d{19}")
+DEEPEST = 200  # levels; orjson writes 254, and a chat request has about ten
+# What orjson would read as another number: more than 64 bits, or beyond a double.
+_LONG_NUMBER = re.compile(rb"\d{19}|[eE]\+?\d{3}")
 
 
 def loads(raw: bytes) -> Any:
@@ -23,7 +26,7 @@ def loads(raw: bytes) -> Any:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:
             pass
-    return json.loads(raw.decode(), parse_constant=_refuse)
+    return json.loads(raw.decode(), parse_constant=_refuse, parse_float=_finite)
 
 
 def dumps(value: Any) -> bytes:
@@ -34,17 +37,29 @@ def dumps(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is beyond what a reader could hold")
+    return number
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def can_be_written(value: Any) -> bool:
-    """Whether a value that was read can be written again: reading goes deeper than writing."""
-    try:
-        dumps(value)
-    except (RecursionError, ValueError):
+def is_deep(raw: bytes, value: Any) -> bool:
+    """Whether what was read is nested too deeply to be written again: reading goes further than writing."""
+    if raw.count(b"[") + raw.count(b"{") <= DEEPEST:
         return False
-    return True
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+        ]
+    return bool(level)
 
 
 def canonical(value: Any) -> bytes:

@@ -31,14 +31,14 @@ ENVELOPE = frozenset(
     ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider", "obfuscation")
 )
 
-# A loop of alternatives would keep a state for every character; these keep one for every escape.
-_LITERAL = re.compile(rb'[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
+# Possessive (`*+`): a loop that may give back what it took keeps 100 bytes for every escape.
+_LITERAL = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
 _STRING_OF = {
-    key: re.compile(rb'"%b"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"' % key.encode()) for key in (*GROWING, "text", "arguments")
+    key: re.compile(rb'"%b"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*+)"' % key.encode())
+    for key in (*GROWING, "text", "arguments")
 }
 _PROBE = secrets.token_hex(16).encode()  # stands for a template's string where JSON is made of it
 _DONE = b"[DONE]"
-_DEEPEST = 200  # levels that can be written for sure; a chunk has about six
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +232,8 @@ def parse_chunk(raw: bytes) -> dict[str, Any]:
         raise UpstreamInvalid(f"upstream event: expected a JSON object, got {_shown(raw)}") from None
     if not isinstance(chunk, dict):
         raise UpstreamInvalid(f"upstream event: expected a JSON object, got {_shown(raw)}")
-    if raw.count(b"[") + raw.count(b"{") > _DEEPEST and not json.can_be_written(chunk):
-        raise UpstreamInvalid(f"upstream event: expected JSON that is not nested so deeply, got {_shown(raw)}")
+    if json.is_deep(raw, chunk):
+        raise UpstreamInvalid(f"upstream event: expected at most {json.DEEPEST} levels of JSON, got {_shown(raw)}")
     choices = chunk.get("choices")
     if choices is None:
         return chunk

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from replay.errors import LimitExceeded
-
 KEEPALIVE = b":\n"
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = (b"event", b"id", b"retry")
@@ -29,10 +27,11 @@ class Message(NamedTuple):
 class Decoder:
     """Turns the bytes of an event stream into messages, however they are cut.
 
-    `foreign` tells that a line was met which no event stream has, such as HTML.
+    `foreign` tells that a line was met which no event stream has, such as HTML; `overflow`, that the event which
+    is being received is larger than it may be, after which there is no use in going on.
     """
 
-    __slots__ = ("_data", "_event", "_max_bytes", "_size", "_skip_lf", "_started", "_tail", "foreign")
+    __slots__ = ("_data", "_event", "_max_bytes", "_size", "_skip_lf", "_started", "_tail", "foreign", "overflow")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -43,9 +42,10 @@ class Decoder:
         self._skip_lf = False  # the last piece ended with CR; a LF now belongs to it
         self._started = False
         self.foreign = False
+        self.overflow = False
 
     def feed(self, piece: bytes) -> list[Message]:
-        """The messages that ``piece`` completes; raises LimitExceeded when there is none and the next is endless."""
+        """The messages that ``piece`` completes."""
         if self._skip_lf and piece:
             self._skip_lf = False
             piece = piece.removeprefix(b"\n")
@@ -62,8 +62,7 @@ class Decoder:
         lines = text.split(b"\n")
         self._tail = lines.pop()
         messages = self._take(lines)
-        if not messages and len(self._tail) + self._size > self._max_bytes:
-            raise LimitExceeded(f"upstream event: expected at most {self._max_bytes} bytes")
+        self.overflow = len(self._tail) + self._size > self._max_bytes
         return messages
 
     def finish(self) -> Message | None:

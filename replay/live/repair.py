@@ -1,0 +1,56 @@
+"""Brings a log that Valkey has shortened (crash without fsync, failover) back to what this node knows of it.
+
+Whatever is appended again keeps its id, so every reader's cursor stays valid. Any node may do it: who comes second
+is told that the events stand there already.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from replay.live.counters import Counters
+from replay.live.feed import Feed
+from replay.model.event import Event
+from replay.store import EventStore
+
+log = logging.getLogger(__name__)
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 512 << 10
+
+
+async def append_again(store: EventStore, feed: Feed, last: Event | None, counters: Counters) -> bool:
+    """Append what the feed has beyond ``last``, where the log ends now; False when it is not the feed's log any more.
+
+    Raises StoreUnavailable.
+    """
+    known, start = feed.log, feed.start
+    if last is None:
+        if feed.expired or await store.was_buried(feed.generation_id, start.run):
+            return False
+    elif not (known.holds(last.id) and known.entries[last.id.seq] == last.entry):
+        return False
+    place = 0 if last is None else last.id.seq + 1
+    log.warning(
+        "log came back shorter",
+        extra={"generation": feed.generation_id, "events": place, "appending": len(known) - place},
+    )
+    while place < len(known):
+        events = list(known.events(place, place + batch_length(known.entries[place : place + BATCH_EVENTS])))
+        after = known.event_id(place - 1) if place else None
+        refused = await store.append(feed.generation_id, events, after=after, ttl_ms=start.ttl_ms)
+        if refused is not None:
+            break  # it has changed again; the next append finds out how
+        place += len(events)
+        counters.healed += len(events)
+    return True
+
+
+def batch_length(entries: list[bytes]) -> int:
+    """How many of these go into one append; at least one."""
+    size = 0
+    for count, entry in enumerate(entries[:BATCH_EVENTS]):
+        size += len(entry)
+        if count and size > BATCH_BYTES:
+            return count
+    return min(len(entries), BATCH_EVENTS)
