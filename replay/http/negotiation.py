@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
 
 from replay.errors import GenerationNotFound, InvalidRequest, NotAcceptable
 from replay.model.generation import is_generation_id
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def generation_id_of(request: web.Request) -> str:
@@ -85,5 +87,5 @@ def time_ms(request: web.Request, name: str) -> int | None:
     except ValueError:
         raise InvalidRequest(f"{name}={text[:100]!r}: expected unix ms or ISO 8601") from None
     if time.tzinfo is None:
-        time = datetime.fromisoformat(time.isoformat() + "+00:00")
-    return math.ceil(time.timestamp() * 1000)
+        time = time.replace(tzinfo=UTC)
+    return -((_EPOCH - time) // timedelta(milliseconds=1))  # rounded up, in integers

@@ -13,8 +13,7 @@ _TOKEN = frozenset((Entry.TOKEN[0], Entry.WHOLE_TOKEN[0]))
 _END = Entry.END[0]
 
 
-# What an event in a log takes beside its entry: an object's header, a pointer, a time.
-EVENT_OVERHEAD = 48
+EVENT_OVERHEAD = 48  # bytes an event takes beside its entry: an object's header, a pointer, a time
 
 
 class Hole(Exception):
