@@ -218,12 +218,13 @@ class Link:
     @property
     def up(self) -> bool:
         """Whether there is a connection that works as far as is known."""
-        return self._wire is not None
+        # Between a loss and the turn of `run`, the connection is there and dead.
+        return self._wire is not None and not self._wire.lost.done()
 
     @property
     def steady_for(self) -> float:
         """Seconds since the connection was last away; infinite when it never was."""
-        if self._wire is None:
+        if not self.up:
             return 0.0
         return math.inf if self.connects == 1 else asyncio.get_running_loop().time() - self._up_since
 
@@ -231,7 +232,7 @@ class Link:
         """Wait for a connection; whether there is one."""
         try:
             async with asyncio.timeout(timeout):
-                while self._wire is None:
+                while not self.up:
                     await self._changed.wait()
         except TimeoutError:
             return False
@@ -239,7 +240,7 @@ class Link:
 
     def start_call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
         """Send a command now; raises StoreUnavailable when there is no connection."""
-        if self._wire is None:
+        if self._wire is None or not self.up:
             raise self._why()
         return self._wire.call(*args)
 
@@ -250,8 +251,9 @@ class Link:
 
     async def ready(self) -> None:
         """Wait a moment for a connection that was lost just now; raises StoreUnavailable."""
-        if self._wire is None:
-            down_for = asyncio.get_running_loop().time() - (self._down_since or 0.0)
+        if not self.up:
+            now = asyncio.get_running_loop().time()
+            down_for = 0.0 if self._wire is not None else now - (self._down_since or 0.0)
             if not await self.wait_up(max(0.0, _GRACE_S - down_for)):
                 raise self._why()
 

@@ -61,9 +61,9 @@ def node_channel(node: str) -> bytes:
     return b"replay:node:%b" % node.encode()
 
 
-def tombstone(generation_id: str) -> str:
+def tombstone(generation_id: str, run: str) -> str:
     """The note that a run is over; hashed, so that after that nothing names the generation any more."""
-    return "replay:over:" + hashlib.sha256(generation_id.encode()).hexdigest()
+    return "replay:over:" + hashlib.sha256(f"{generation_id} {run}".encode()).hexdigest()
 
 
 def parse_event_id(raw: bytes) -> EventId:

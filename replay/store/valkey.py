@@ -167,7 +167,7 @@ class ValkeyStore:
         call = self._appends.start_call
         gone = [] if idempotency is None else [call("DEL", keys.claim_key(idempotency))]
         _, removed, *_ = await asyncio.gather(
-            call("SET", keys.tombstone(generation_id), run, "PX", BURIED_MS),
+            call("SET", keys.tombstone(generation_id, run), "1", "PX", BURIED_MS),
             call("DEL", keys.events_key(generation_id)),
             call("SPUBLISH", keys.channel_of(generation_id), ""),
             call("SPUBLISH", keys.DELETED, generation_id),
@@ -179,12 +179,11 @@ class ValkeyStore:
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
         """Note that a run is over."""
-        await self._appends.call("SET", keys.tombstone(generation_id), run, "PX", ttl_ms + BURIED_MS)
+        await self._appends.call("SET", keys.tombstone(generation_id, run), "1", "PX", ttl_ms + BURIED_MS)
 
     async def was_buried(self, generation_id: str, run: str) -> bool:
         """Whether a missing log is that of a run that is over; another run of the same id may be."""
-        buried: bytes | None = await self._reads.call("GET", keys.tombstone(generation_id))
-        return buried == run.encode()
+        return bool(await self._reads.call("EXISTS", keys.tombstone(generation_id, run)))
 
     # The channels.
 
