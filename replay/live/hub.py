@@ -96,16 +96,10 @@ class Hub:
         if feed is not None and self._is_stale(feed, last):
             self.drop(feed)
         elif feed is not None and last.id.seq >= len(feed.log):
-            await self._catch_up(feed)
+            await self._followers[generation_id].catch_up()
         if feed is None or feed.invalid:
             return await self._load(generation_id)
         return feed
-
-    async def _catch_up(self, feed: Feed) -> None:
-        follower = self._followers.get(feed.generation_id)
-        if follower is None:
-            raise StoreUnavailable("this node has not noticed yet how its own generation went on")
-        await follower.catch_up()
 
     async def _is_ours(self, feed: Feed, last: Event | None) -> bool:
         """Whether a feed with a producer here is what the log shows, or will show again once it is repaired."""
@@ -119,7 +113,7 @@ class Hub:
         if not await feed.wait_change(last.id.seq - 1, timeout=_ACKNOWLEDGED_S):
             self.on_lag(feed.generation_id)
             await feed.wait_change(last.id.seq - 1, timeout=_ACKNOWLEDGED_S)
-        return feed.log.holds(last.id)
+        return not feed.invalid
 
     @staticmethod
     def _is_stale(feed: Feed, last: Event) -> bool:

@@ -52,6 +52,7 @@ class Producer:
     ) -> None:
         self.feed = feed
         self.last_watched_ms = feed.log.times[0]
+        self.watched_elsewhere = False
         self._start = feed.start
         self._request = request
         self._store = store

@@ -268,7 +268,9 @@ class Producers:
             elsewhere = dict.fromkeys(asked, 1)  # nobody knows; count as watched
         for name, producer in asked.items():
             idle_since = producer.feed.idle_since
-            if elsewhere[name] or idle_since is None:
+            left_just_now = producer.watched_elsewhere and not elsewhere[name]
+            producer.watched_elsewhere = bool(elsewhere[name])
+            if elsewhere[name] or left_just_now or idle_since is None:
                 producer.last_watched_ms = now
             else:
                 left_ms = now - int((loop_now - idle_since) * 1000)

@@ -25,6 +25,7 @@ from replay.errors import InvalidSetting, StoreRefused, StoreUnavailable
 log = logging.getLogger(__name__)
 
 _OLDEST = (8, 0)
+_SHORT_PAUSE_S = 0.1  # before connecting to a server that accepts and drops
 _LONGEST_PAUSE_S = 1.0  # between two tries to connect
 _GRACE_S = 1.0  # a call waits that long for a connection which has only just been lost
 
@@ -287,7 +288,7 @@ class Link:
             if self._down_since - self._up_since > _LONGEST_PAUSE_S:
                 pause = 0.0
             await asyncio.sleep(pause)
-            pause = min(_LONGEST_PAUSE_S, pause * 2 or 0.02)
+            pause = min(_SHORT_PAUSE_S, pause * 2 or 0.02)
 
     async def _connect(self) -> _Wire:
         address, loop = self._address, asyncio.get_running_loop()
