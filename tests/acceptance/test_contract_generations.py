@@ -1,0 +1,854 @@
+"""The contract's "Generations": starting, listing, reading, cancelling and deleting them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+import time
+from urllib.parse import urljoin
+
+import pytest
+from support.api import TERMINAL, assert_problem, event_id, text_of
+from support.deadlines import eventually, within
+from support.http1 import open_stream, request
+from support.samples import SAMPLES
+from support.sse import messages, streaming
+from support.upstream import USAGE, play, say
+
+CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def sse_post(api, body, headers=None):
+    """POST /generations whose answer is the event stream."""
+    return open_stream(
+        api.at("/generations"),
+        method="POST",
+        headers={"Content-Type": "application/json", "Accept": "text/event-stream", **(headers or {})},
+        body=json.dumps(body).encode(),
+    )
+
+
+# Starting.
+
+
+async def test_all_parameters_of_a_chat_request_are_passed_to_the_upstream(service, upstream):
+    # given a request with known, unknown and nested parameters, and our own
+    parameters = {
+        "temperature": 0.5,
+        "max_tokens": 7,
+        "stop": ["a", "b"],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "logit_bias": {"1": -100},
+        "x_vendor": {"nested": [1, None, "é"]},
+    }
+
+    # when a generation is started with them
+    await service.start(CHAT | parameters, metadata={"k": "v"})
+
+    # then the upstream gets all of them, as a stream, and nothing of ours
+    call = await upstream.called()
+    assert call.path == "/v1/chat/completions"
+    assert call.request["messages"] == CHAT["messages"]
+    assert {name: call.request[name] for name in parameters} == parameters
+    assert call.request["stream"] is True
+    assert "replay" not in call.request
+
+
+async def test_a_prompt_is_sent_as_one_user_message(service, upstream):
+    await service.start({"prompt": "What is Valkey?", "model": "test-model"})
+    call = await upstream.called()
+    assert call.request["messages"] == [{"role": "user", "content": "What is Valkey?"}]
+    assert "prompt" not in call.request
+
+
+async def test_without_a_model_the_first_of_the_upstream_is_taken(service, upstream):
+    generation = await service.start({"prompt": "Hi"})
+    call = await upstream.called()
+    assert call.request["model"] == "test-model"
+    await call.finish()
+    assert (await service.ended(generation["id"]))["model"] == "test-model"
+
+
+async def test_started_generation_is_answered_with_201_location_and_the_object(service, upstream):
+    answer = await service.post("/generations", CHAT)
+    assert answer.status == 201
+    assert answer.media_type == "application/json"
+    generation = answer.json()
+    service.started.append(generation["id"])
+    found = await request("GET", urljoin(service.at("/generations"), answer.headers["location"]))
+    assert found.json()["id"] == generation["id"]
+    assert generation["status"] in ("queued", "streaming")
+
+
+async def test_an_id_of_our_own_has_128_random_bits(service, upstream):
+    upstream.script = say("Hi")
+    ids = {(await service.start())["id"] for _ in range(5)}
+    assert len(ids) == 5
+    assert all(re.fullmatch(r"gen_[A-Za-z0-9_-]{22,124}", id) for id in ids)  # 22 base64 digits hold 128 bits
+
+
+@pytest.mark.parametrize("shape", ["a", "A-z_0", "x" * 100])
+async def test_the_client_may_choose_the_id(service, upstream, shape):
+    upstream.script = say("Hi")
+    id = f"{shape}{time.time_ns()}".ljust(128, "_")
+    assert (await service.start(id=id))["id"] == id
+    assert (await service.ended(id))["status"] == "completed"
+
+
+@pytest.mark.parametrize("id", ["", "a b", "a/b", "ä", "a.b", "x" * 129, "a\n", 7, ["a"]])
+async def test_an_id_of_another_form_is_refused(service, upstream, id):
+    assert_problem(await service.post("/generations", CHAT | {"replay": {"id": id}}), 400)
+    assert upstream.calls == []
+
+
+async def test_a_taken_id_is_a_409_problem_on_every_node(service, other_service, upstream):
+    upstream.script = say("first")
+    id = await service.run()
+    for api in (service, other_service):
+        assert_problem(await api.post("/generations", CHAT | {"replay": {"id": id}}), 409, "generation_exists")
+    assert len(upstream.calls) == 1
+    assert (await service.transcript(id))["text"] == "first"
+
+
+async def test_of_racing_starts_with_one_id_exactly_one_wins(service, other_service, upstream):
+    upstream.script = say("Hi")
+    body = CHAT | {"replay": {"id": f"race_{time.time_ns()}"}}
+    answers = await asyncio.gather(*(api.post("/generations", body) for api in [service, other_service] * 4))
+    assert sorted(answer.status for answer in answers) == [201] + [409] * 7
+    await service.ended(body["replay"]["id"])
+    assert len(upstream.calls) == 1
+
+
+async def test_post_that_accepts_events_is_answered_with_the_stream_at_once(service, upstream):
+    # when a generation is started with Accept: text/event-stream
+    stream = await sse_post(service, CHAT)
+    call = await upstream.called()
+
+    # then the answer is its event stream, while the model has not said a word
+    assert stream.status == 200
+    assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+    await stream.until(b"event: start")
+    await call.say("Hel")
+    await stream.until(b"Hel")
+    await call.finish()
+    answer = await stream.to_end()
+    assert answer.clean
+    events = messages(answer.body)
+    id = events[0].json()["generation_id"]
+    assert [event for event in events if event.event != "live"] == await service.log(id)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"7", b'"x"', b"null", b"\xff{}", b"{}", b'{"model":"m"}', b'{"prompt":7}', b'{"messages":"x"}'],
+)
+async def test_a_body_that_is_no_request_is_a_400_problem(service, upstream, body):
+    answer = await service.post("/generations", headers={"Content-Type": "application/json"}, body=body)
+    assert_problem(answer, 400)
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize("replay", [7, {"ttl": "x"}, {"ttl": -1}, {"abandon_after": "x"}, {"metadata": 7}])
+async def test_replay_options_that_cannot_be_read_are_a_400_problem(service, upstream, replay):
+    assert_problem(await service.post("/generations", CHAT | {"replay": replay}), 400)
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_a_413_problem(make_node, upstream, chunked):
+    node = await make_node(max_body_bytes=2000)
+    body = json.dumps(CHAT | {"user": "x" * 3000}).encode()
+    headers = {"Content-Type": "application/json"}
+    if chunked:
+        headers["Transfer-Encoding"] = "chunked"
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    answer = await node.api.post("/generations", headers=headers, body=body)
+    assert_problem(answer, 413, "body_too_large")
+    assert upstream.calls == []
+
+
+async def test_bodies_up_to_8_mib_are_taken(service, upstream):
+    upstream.script = say("Hi")
+    big = CHAT | {"user": "x" * (8 * 1024 * 1024 - 200)}
+    answer = await service.post("/generations", big)
+    assert answer.status == 201
+    await service.ended(answer.json()["id"])
+    big["user"] += "x" * 400
+    assert_problem(await service.post("/generations", big), 413, "body_too_large")
+
+
+async def test_an_unknown_path_is_a_404_problem_and_a_wrong_method_a_405(service):
+    assert_problem(await service.get("/nowhere"), 404)
+    assert_problem(await request("PUT", service.at("/generations"), body=b"{}"), 405)
+
+
+# The generation object.
+
+
+async def test_object_follows_the_generation_from_queued_to_its_end(service, upstream):
+    # given a generation whose upstream has not answered
+    before = time.time()
+    started = await service.start(CHAT, metadata={"user": "u1", "n": [1]})
+    id = started["id"]
+    call = await upstream.called()
+    generation = await service.generation(id)
+    assert generation["status"] == "queued"
+    assert generation["model"] == "test-model"
+    assert generation["metadata"] == {"user": "u1", "n": [1]}
+    assert before - 0.1 <= generation["created"] <= time.time() + 0.1
+    assert generation["events"] == 1
+    assert event_id(generation["last_event_id"])[1] == 0
+
+    # when it speaks, then it is streaming
+    await call.say("Hel")
+    generation = await service.has(id, 2)
+    assert generation["status"] == "streaming"
+    assert event_id(generation["last_event_id"])[1] == 1
+
+    # when it has ended, then finish reason, usage, error and the time of the end are there too
+    await call.finish("stop", USAGE)
+    generation = await service.ended(id)
+    log = await service.log(id)
+    assert generation["status"] == "completed"
+    assert (generation["finish_reason"], generation["usage"], generation["error"]) == ("stop", USAGE, None)
+    assert before - 0.1 <= generation["created"] <= generation["ended"] <= time.time() + 0.1
+    assert generation["events"] == len(log)
+    assert generation["last_event_id"] == log[-1].last_event_id
+    assert set(generation) >= {"subscribers", "expires_at", "links"}
+
+
+async def test_object_is_the_same_on_every_node(service, other_service, upstream):
+    id = (await service.start(CHAT, metadata={"k": "v"}))["id"]
+    call = await upstream.called()
+    await call.say("a")
+    await service.has(id, 2)
+    running = await other_service.has(id, 2)
+    assert (running["status"], running["metadata"]) == ("streaming", {"k": "v"})
+    await call.finish("stop", USAGE)
+    here, there = await service.ended(id), await other_service.ended(id)
+    for name in ("id", "status", "model", "created", "last_event_id", "events", "metadata", "usage", "ended"):
+        assert here[name] == there[name]
+
+
+async def test_a_terminal_status_never_changes(service, upstream):
+    upstream.script = say("a")
+    id = await service.run()
+    before = await service.generation(id)
+    await service.post(f"/generations/{id}/cancel")
+    after = await service.generation(id)
+    assert before == after
+    assert after["status"] == "completed"
+
+
+async def test_links_lead_where_they_say(service, upstream):
+    upstream.script = say("a")
+    id = await service.run()
+    links = (await service.generation(id))["links"]
+    urls = {name: urljoin(service.at(f"/generations/{id}"), links[name]) for name in links}
+    assert (await request("GET", urls["self"])).json()["id"] == id
+    assert (await request("GET", urls["events"])).media_type == "text/event-stream"
+    assert (await request("GET", urls["transcript"])).json()["text"] == "a"
+    assert (await request("POST", urls["cancel"])).json()["id"] == id
+
+
+async def test_subscribers_are_counted_while_they_watch(service, upstream):
+    id = (await service.start())["id"]
+    assert (await service.generation(id))["subscribers"] == 0
+    async with service.source(id) as first, service.source(id) as second:
+        await first.event("live")
+        await second.event("live")
+        await eventually("two subscribers", lambda: service.generation(id), lambda g: g["subscribers"] == 2)
+    await eventually("none again", lambda: service.generation(id), lambda g: g["subscribers"] == 0)
+
+
+async def test_ttl_counts_from_the_end(service, upstream):
+    upstream.script = say("a")
+    generation = await service.generation(await service.run(None, ttl=600))
+    assert generation["expires_at"] == pytest.approx(generation["ended"] + 600, abs=2)
+
+
+async def test_running_generation_outlives_its_ttl(service, upstream):
+    # given a generation with a ttl of one second, that is silent and speaks by turns for longer
+    id = (await service.start(ttl=1))["id"]
+    call = await upstream.called()
+    await call.say("a")
+    await asyncio.sleep(1.6)
+    await call.say("b")
+    await asyncio.sleep(0.3)
+    await call.finish()
+
+    # then it is whole at its end, and gone a second later
+    assert (await service.ended(id))["status"] == "completed"
+    assert text_of(await service.log(id)) == "ab"
+    gone = await eventually("a 404", lambda: service.get(f"/generations/{id}"), lambda a: a.status == 404, 4)
+    assert_problem(gone, 404)
+
+
+async def test_an_unknown_generation_is_a_404_problem_everywhere(service):
+    for method, path in [("GET", ""), ("GET", "/transcript"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")]:
+        assert_problem(await request(method, service.at(f"/generations/gen_nobody{path}")), 404)
+
+
+# Hanging up, abandoning.
+
+
+async def test_a_client_that_hangs_up_never_cancels(service, upstream):
+    # given a generation whose starter and whose only reader both hang up
+    stream = await sse_post(service, CHAT)
+    call = await upstream.called()
+    await call.say("a")
+    body = await stream.until(b"event: token")
+    id = messages(body)[0].json()["generation_id"]
+    async with streaming(service.events_url(id)) as reader:
+        await reader.until(b"event: live")
+        stream.hang_up()
+    await eventually("nobody", lambda: service.generation(id), lambda g: g["subscribers"] == 0)
+
+    # then the upstream is still listened to
+    await call.say("b")
+    await call.finish()
+    assert (await service.ended(id))["status"] == "completed"
+    assert text_of(await service.log(id)) == "ab"
+    assert not call.disconnected.is_set()
+
+
+async def test_a_generation_that_nobody_ever_watched_is_abandoned(service, upstream):
+    id = (await service.start(abandon_after=0.5))["id"]
+    call = await upstream.called()
+    await call.say("a")
+    generation = await service.ended(id)
+    assert generation["status"] == "cancelled"
+    assert generation["error"]["code"] == "abandoned"
+    await call.hung_up()
+    assert text_of(await service.log(id)) == "a"
+
+
+async def test_a_generation_is_abandoned_only_after_its_last_reader_on_any_node_has_left(make_node, upstream):
+    # given a generation that is watched on another node than the one that produces it
+    producing, watching = await make_node(), await make_node()
+    id = (await producing.api.start(abandon_after=1))["id"]
+    call = await upstream.called()
+    async with watching.api.source(id) as source:
+        await source.event("live")
+        await asyncio.sleep(2)
+        await call.say("still here")
+        await source.event("token")
+        assert (await producing.api.generation(id))["status"] == "streaming"
+
+    # when that reader leaves, then it is abandoned, and not before its time
+    left = time.monotonic()
+    generation = await producing.api.ended(id)
+    assert time.monotonic() - left > 0.5
+    assert (generation["status"], generation["error"]["code"]) == ("cancelled", "abandoned")
+    await call.hung_up()
+
+
+async def test_without_abandon_after_nobody_need_watch(service, upstream):
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await asyncio.sleep(0.5)
+    await call.finish()
+    assert (await service.ended(id))["status"] == "completed"
+
+
+# Lists.
+
+
+async def test_list_is_newest_first_and_paged_to_its_end(node, upstream):
+    # given seven generations
+    upstream.script = say("a")
+    ids = [await node.api.run() for _ in range(7)]
+
+    # when they are listed in pages of three
+    pages, before = [], None
+    while True:
+        answer = await node.api.get("/generations", limit=3, before=before)
+        assert answer.status == 200
+        page = answer.json()
+        pages.append([generation["id"] for generation in page["generations"]])
+        before = page["next"]
+        assert isinstance(page["feed_cursor"], str)
+        if before is None:
+            break
+
+    # then each is there once, newest first
+    assert [len(page) for page in pages if page] == [3, 3, 1]
+    assert [id for page in pages for id in page] == ids[::-1]
+
+
+async def test_list_shows_the_generation_objects(node, upstream):
+    upstream.script = say("a")
+    id = await node.api.run(None, metadata={"k": "v"})
+    (listed,) = (await node.api.get("/generations")).json()["generations"]
+    generation = await node.api.generation(id)
+    for name in ("id", "status", "model", "created", "metadata"):
+        assert listed[name] == generation[name]
+
+
+async def test_list_can_be_narrowed_to_a_status_and_agrees_on_every_node(make_node, upstream):
+    # given a generation of each status that can be had by asking
+    nodes = [await make_node(), await make_node()]
+    upstream.script = say("a")
+    completed = [await nodes[0].api.run(), await nodes[1].api.run()]
+    upstream.script = play(SAMPLES["21-empty-200"])
+    failed = [await nodes[0].api.run()]
+    upstream.script = None
+    ids = [(await nodes[0].api.start())["id"] for _ in range(3)]
+    calls = [await upstream.called() for _ in ids]
+    for call in calls[:2]:
+        await call.say("x")
+    await asyncio.gather(*(eventually("a", lambda id=id: nodes[0].api.generation(id)) for id in ids))
+
+    async def by_status():
+        return {id: (await nodes[0].api.generation(id))["status"] for id in ids}
+
+    status = await eventually(
+        "two streaming", by_status, lambda s: sorted(s.values()) == ["queued", "streaming", "streaming"]
+    )
+    streaming_ids = [id for id in ids if status[id] == "streaming"]
+    await nodes[0].api.post(f"/generations/{streaming_ids[0]}/cancel")
+
+    # then each node lists them by status
+    expected = {
+        "completed": completed,
+        "failed": failed,
+        "cancelled": streaming_ids[:1],
+        "streaming": streaming_ids[1:],
+        "queued": [id for id in ids if status[id] == "queued"],
+        "interrupted": [],
+    }
+    for node in nodes:
+        for name, wanted in expected.items():
+            listed = (await node.api.get("/generations", status=name)).json()["generations"]
+            assert sorted(generation["id"] for generation in listed) == sorted(wanted), name
+            assert {generation["status"] for generation in listed} <= {name}
+
+
+async def test_empty_list(node):
+    page = (await node.api.get("/generations")).json()
+    assert (page["generations"], page["next"]) == ([], None)
+
+
+@pytest.mark.parametrize("query", [{"status": "unheard"}, {"limit": "x"}, {"limit": "0"}, {"before": "nonsense"}])
+async def test_a_list_query_that_cannot_be_read_is_a_400_problem(service, query):
+    assert_problem(await service.get("/generations", **query), 400)
+
+
+# Events as lines and as pages.
+
+
+async def test_ndjson_is_followed_live(service, upstream):
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    async with streaming(service.events_url(id), {"Accept": "application/x-ndjson"}) as stream:
+        assert stream.status == 200
+        assert stream.headers["content-type"].startswith("application/x-ndjson")
+        await call.say("Hel")
+        await stream.until(b"Hel")
+        await call.finish()
+        answer = await stream.to_end()
+    assert answer.clean
+    assert answer.body.endswith(b"\n")
+    lines = [json.loads(line) for line in answer.body.splitlines()]
+    log = [{"id": event.last_event_id, **event.json()} for event in await service.log(id)]
+    assert [line for line in lines if "id" in line] == log
+    assert {line["type"] for line in lines if "id" not in line} <= {"live"}
+
+
+async def test_ndjson_resumes_like_the_stream(service, upstream):
+    upstream.script = say("a", "b")
+    id = await service.run()
+    log = [{"id": event.last_event_id, **event.json()} for event in await service.log(id)]
+    ndjson = {"Accept": "application/x-ndjson"}
+    for place, event in enumerate(log, start=1):
+        by_query = await service.read(id, ndjson, after=event["id"])
+        by_header = await service.read(id, ndjson | {"Last-Event-ID": event["id"]})
+        assert by_query.status == by_header.status == 200
+        assert by_query.body == by_header.body
+        assert [json.loads(line) for line in by_query.body.splitlines()] == log[place:]
+
+
+async def page(service, id, **query):
+    answer = await service.get(f"/generations/{id}/events", {"Accept": "application/json"}, **query)
+    assert answer.status == 200, answer
+    assert answer.media_type == "application/json"
+    assert set(answer.json()) == {"events", "next", "complete"}
+    return answer.json()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 8, 9, 1000])
+async def test_pages_lead_through_the_whole_log(service, upstream, limit):
+    # given a log of nine events
+    upstream.script = say(*"abcdef")
+    id = await service.run()
+    log = [{"id": event.last_event_id, **event.json()} for event in await service.log(id)]
+    assert len(log) == 9
+
+    # when it is read in pages
+    got, after = [], None
+    while True:
+        events = await page(service, id, limit=limit, after=after)
+        assert len(events["events"]) <= limit
+        got += events["events"]
+        after = events["next"]
+        assert (after is None) == events["complete"]
+        if events["complete"]:
+            break
+        assert after == got[-1]["id"]
+
+    # then they are the log
+    assert got == log
+
+
+async def test_page_of_a_running_log_is_not_complete_and_says_where_to_go_on(service, upstream):
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("a")
+    last = (await service.has(id, 2))["last_event_id"]
+    assert await page(service, id, after=last) == {"events": [], "next": last, "complete": False}
+    so_far = await page(service, id)
+    assert [event["type"] for event in so_far["events"]] == ["start", "token"]
+    assert (so_far["next"], so_far["complete"]) == (last, False)
+    await call.finish()
+    await service.ended(id)
+    rest = await page(service, id, after=last)
+    assert [event["type"] for event in rest["events"]] == ["delta", "end"]
+    assert (rest["next"], rest["complete"]) == (None, True)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5"])
+async def test_a_page_limit_that_cannot_be_is_a_400_problem(service, upstream, limit):
+    upstream.script = say("a")
+    id = await service.run()
+    assert_problem(await service.get(f"/generations/{id}/events", {"Accept": "application/json"}, limit=limit), 400)
+
+
+async def test_page_never_has_more_than_a_thousand_events(service, upstream):
+    upstream.script = say(*["x"] * 1100)
+    id = await service.run()
+    answer = await service.get(f"/generations/{id}/events", {"Accept": "application/json"}, limit=1001)
+    assert answer.status == 400 or len(answer.json()["events"]) <= 1000
+    assert len((await page(service, id))["events"]) <= 1000
+    assert len((await page(service, id, limit=1000))["events"]) == 1000
+
+
+# Transcripts.
+
+
+async def test_transcript_of_an_ended_generation(service, upstream):
+    upstream.script = say("Val", "key", usage=USAGE)
+    id = await service.run(CHAT, metadata={"k": "v"})
+    generation = await service.generation(id)
+    log = await service.log(id)
+    transcript = await service.transcript(id)
+    for name in ("id", "status", "model", "created", "finish_reason", "usage", "metadata"):
+        assert transcript[name] == generation[name]
+    assert transcript["status"] == "completed"
+    assert transcript["text"] == "Valkey"
+    assert transcript["message"]["role"] == "assistant"
+    assert transcript["message"]["content"] == "Valkey"
+    assert transcript["last_event_id"] == log[-1].last_event_id
+    timing, end = transcript["timing"], log[-1].json()
+    assert (timing["ttft_ms"], timing["duration_ms"]) == (end["ttft_ms"], end["duration_ms"])
+    assert set(timing) >= {"tokens_per_second", "inter_token_ms"}
+    assert set(timing["inter_token_ms"]) >= {"p50", "p95", "max"}
+
+
+async def test_transcript_tells_the_pace_of_the_tokens(service, upstream):
+    # given words that come 0.1 s apart, and once 0.3 s
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    for pause in (0.1, 0.1, 0.1, 0.3, 0.1, 0):
+        await call.say("x")
+        await asyncio.sleep(pause)
+    await call.finish()
+    await service.ended(id)
+    stamps = [event_id(e.last_event_id)[0] for e in await service.log(id) if e.event == "token"]
+    pauses = sorted(b - a for a, b in itertools.pairwise(stamps))
+
+    # then its timing is that of the log
+    timing = (await service.transcript(id))["timing"]
+    assert timing["inter_token_ms"]["max"] == pytest.approx(pauses[-1], abs=1)
+    assert timing["inter_token_ms"]["p50"] == pytest.approx(pauses[2], abs=15)
+    assert 2 < timing["tokens_per_second"] < 15
+
+
+async def test_transcript_is_json_by_default_and_text_or_markdown_by_accept(service, upstream):
+    upstream.script = say("# Title\n\n", "text & <b>é</b>")
+    id = await service.run()
+    text = "# Title\n\ntext & <b>é</b>"
+    path = f"/generations/{id}/transcript"
+    for accept in ({}, {"Accept": "*/*"}, {"Accept": "application/json"}):
+        answer = await service.get(path, accept)
+        assert (answer.media_type, answer.json()["text"]) == ("application/json", text)
+    answer = await service.get(path, {"Accept": "text/plain"})
+    assert (answer.media_type, answer.body.decode()) == ("text/plain", text)
+    assert "utf-8" in answer.headers["content-type"].lower()
+    answer = await service.get(path, {"Accept": "text/markdown"})
+    assert answer.media_type == "text/markdown"
+    assert text in answer.body.decode()
+    answer = await service.get(path, {"Accept": "text/markdown;q=0.5, text/plain"})
+    assert answer.media_type == "text/plain"
+
+
+async def test_message_is_assembled_from_reasoning(service, upstream):
+    upstream.script = play(SAMPLES["07-reasoning_content"])
+    transcript = await service.transcript(await service.run())
+    assert transcript["text"] == " the reader"
+    assert transcript["message"]["content"] == " the reader"
+    assert transcript["message"]["reasoning_content"] == " the reader is"
+
+
+async def test_message_is_assembled_from_a_refusal(service, upstream):
+    upstream.script = play(SAMPLES["47-empty-delta-and-null-delta"])
+    message = (await service.transcript(await service.run()))["message"]
+    assert (message["content"], message["refusal"]) == ("x", "No.")
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (
+            "08-tool_calls",
+            [("ciZ4iQvGw94UgyET1rnHM1gfXGGeQRTO", "get_weather", {"city": "Paris é"})],
+        ),
+        (
+            "09-tool_calls-parallel",
+            [
+                ("call__Jpw_dlnOgeM7c9t", "get_weather", {"city": "Paris"}),
+                ("call_H4UY_by5qR7nOFIY", "get_time", {"tz": "CET"}),
+            ],
+        ),
+    ],
+)
+async def test_message_is_assembled_from_tool_calls(service, upstream, sample, expected):
+    upstream.script = play(SAMPLES[sample])
+    transcript = await service.transcript(await service.run())
+    assert transcript["text"] == ""
+    assert not transcript["message"].get("content")
+    calls = transcript["message"]["tool_calls"]
+    assert [(c["id"], c["function"]["name"], json.loads(c["function"]["arguments"])) for c in calls] == expected
+    assert {call["type"] for call in calls} == {"function"}
+
+
+async def test_message_has_only_what_was_sent(service, upstream):
+    upstream.script = say("a")
+    message = (await service.transcript(await service.run()))["message"]
+    assert not {"reasoning_content", "refusal", "tool_calls"} & {name for name, value in message.items() if value}
+
+
+async def test_transcript_works_while_streaming_on_every_node(service, other_service, upstream):
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("Hel")
+    last = (await service.has(id, 2))["last_event_id"]
+    await other_service.has(id, 2)
+    for api in (service, other_service):
+        transcript = await api.transcript(id)
+        assert (transcript["status"], transcript["text"]) == ("streaming", "Hel")
+        assert transcript["last_event_id"] == last
+
+
+async def test_transcript_and_stream_join_without_a_gap(service, upstream):
+    # the page of a reader: load the transcript, then subscribe from its last event
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("Hel")
+    await service.has(id, 2)
+    transcript = await service.transcript(id)
+    async with service.source(id, after=transcript["last_event_id"]) as source:
+        await call.say("lo")
+        await call.finish()
+        await source.event("end")
+        assert transcript["text"] + text_of(source.received) == "Hello"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/plain", "text/markdown"])
+async def test_transcript_has_an_etag_that_changes_with_the_log(service, upstream, accept):
+    # given a transcript of a running generation
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("a")
+    await service.has(id, 2)
+    path = f"/generations/{id}/transcript"
+    first = await service.get(path, {"Accept": accept})
+    tag = first.headers["etag"]
+
+    # then it is not sent again as long as nothing has changed
+    same = await service.get(path, {"Accept": accept, "If-None-Match": tag})
+    assert (same.status, same.body, same.headers["etag"]) == (304, b"", tag)
+    listed = await service.get(path, {"Accept": accept, "If-None-Match": f'"x", {tag}'})
+    assert listed.status == 304
+
+    # and is, as soon as something has
+    await call.say("b")
+    await service.has(id, 3)
+    changed = await service.get(path, {"Accept": accept, "If-None-Match": tag})
+    assert changed.status == 200
+    assert changed.headers["etag"] != tag
+
+
+async def test_waiting_transcript_comes_as_soon_as_the_generation_ends(service, other_service, upstream):
+    # given a request on each node that waits for the end
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("a")
+    waiting = [asyncio.create_task(api.transcript(id, wait=9)) for api in (service, other_service)]
+    done, _ = await asyncio.wait(waiting, timeout=0.3)
+    assert not done
+
+    # when it ends, then both are answered at once
+    await call.finish()
+    for task in waiting:
+        transcript = await within("the waiting transcript", task, 3)
+        assert (transcript["status"], transcript["text"]) == ("completed", "a")
+
+
+async def test_waiting_transcript_comes_without_the_end_when_time_is_up(service, upstream):
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("a")
+    await service.has(id, 2)
+    begun = time.monotonic()
+    transcript = await service.transcript(id, wait=0.5)
+    assert 0.4 < time.monotonic() - begun < 2
+    assert (transcript["status"], transcript["text"]) == ("streaming", "a")
+
+
+async def test_waiting_for_an_ended_generation_takes_no_time(service, upstream):
+    upstream.script = say("a")
+    id = await service.run()
+    begun = time.monotonic()
+    await service.transcript(id, wait=60)
+    assert time.monotonic() - begun < 1
+
+
+# Cancelling.
+
+
+@pytest.mark.parametrize("where", ["on its node", "on another node"])
+async def test_cancel_stops_the_upstream_call_and_keeps_the_text(service, other_service, upstream, where):
+    # given a running generation with readers on both nodes
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("partial")
+    api = service if where == "on its node" else other_service
+    async with service.source(id) as here, other_service.source(id) as there:
+        await here.event("token")
+        await there.event("token")
+
+        # when it is cancelled
+        answer = await api.post(f"/generations/{id}/cancel")
+
+        # then the upstream is let go, the readers are told, and the text stays
+        assert (answer.status, answer.json()["id"]) == (200, id)
+        await call.hung_up()
+        for source in (here, there):
+            end = (await source.event("end")).json()
+            assert (end["status"], end["error"]) == ("cancelled", None)
+    for node in (service, other_service):
+        generation = await node.ended(id)
+        assert (generation["status"], generation["error"]) == ("cancelled", None)
+        assert (await node.transcript(id))["text"] == "partial"
+
+
+async def test_cancel_before_the_first_word(service, upstream):
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await service.post(f"/generations/{id}/cancel")
+    await call.hung_up()
+    assert (await service.ended(id))["status"] == "cancelled"
+    assert [event.event for event in await service.log(id)] == ["start", "end"]
+
+
+async def test_cancel_is_idempotent(service, other_service, upstream):
+    id = (await service.start())["id"]
+    await upstream.called()
+    answers = await asyncio.gather(*(api.post(f"/generations/{id}/cancel") for api in [service, other_service] * 3))
+    answers += [await api.post(f"/generations/{id}/cancel") for api in (service, other_service)]
+    assert {answer.status for answer in answers} == {200}
+    assert {answer.json()["id"] for answer in answers} == {id}
+    assert answers[-1].json()["status"] == "cancelled"
+    assert [event.event for event in await service.log(id)] == ["start", "end"]
+
+
+@pytest.mark.parametrize("number", ["02", "21"])
+async def test_cancel_of_an_ended_generation_changes_nothing(service, other_service, upstream, number):
+    upstream.script = play(next(sample for name, sample in SAMPLES.items() if name.startswith(number)))
+    id = await service.run()
+    before = await service.generation(id)
+    for api in (service, other_service):
+        answer = await api.post(f"/generations/{id}/cancel")
+        assert answer.status == 200
+        assert answer.json()["status"] == before["status"]
+    assert (await service.generation(id))["last_event_id"] == before["last_event_id"]
+
+
+# Deleting.
+
+
+@pytest.mark.parametrize("where", ["on its node", "on another node"])
+async def test_delete_removes_every_trace_on_every_node(make_node, upstream, where):
+    # given a generation that has ended and that both nodes have served
+    nodes = [(await make_node()).api for _ in range(2)]
+    upstream.script = say("secret")
+    kept, id = await nodes[0].run(), await nodes[0].run()
+    log, _ = [await api.log(id) for api in nodes]
+
+    # when it is deleted
+    deleting = nodes[0] if where == "on its node" else nodes[1]
+    answer = await deleting.delete(f"/generations/{id}")
+    assert (answer.status, answer.body) == (204, b"")
+
+    # then nothing is left of it anywhere, and a second time there is nothing to delete
+    for api in nodes:
+        await eventually("a 404", lambda api=api: api.get(f"/generations/{id}"), lambda a: a.status == 404, 2)
+        assert_problem(await api.read(id), 404)
+        assert_problem(await api.read(id, {"Last-Event-ID": log[1].last_event_id}), 404)
+        assert_problem(await api.read(id, {"Last-Event-ID": log[-1].last_event_id}), 404)
+        assert_problem(await api.get(f"/generations/{id}/transcript"), 404)
+        assert [g["id"] for g in (await api.get("/generations")).json()["generations"]] == [kept]
+        assert_problem(await api.delete(f"/generations/{id}"), 404)
+        assert_problem(await api.post(f"/generations/{id}/cancel"), 404)
+
+
+@pytest.mark.parametrize("where", ["on its node", "on another node"])
+async def test_delete_of_a_running_generation_ends_it_for_its_readers(service, other_service, upstream, where):
+    # given a running generation with readers on both nodes
+    id = (await service.start())["id"]
+    call = await upstream.called()
+    await call.say("a")
+    api = service if where == "on its node" else other_service
+    async with service.source(id) as here, other_service.source(id) as there:
+        await here.event("token")
+        await there.event("token")
+
+        # when it is deleted
+        assert (await api.delete(f"/generations/{id}")).status == 204
+
+        # then the upstream is let go, the readers get the end, and find nothing when they come back
+        await call.hung_up()
+        for source in (here, there):
+            end = (await source.event("end")).json()
+            assert end["status"] == "cancelled"
+    for node in (service, other_service):
+        await eventually("a 404", lambda node=node: node.get(f"/generations/{id}"), lambda a: a.status == 404, 2)
+        assert_problem(await node.read(id), 404)
+        assert_problem(await node.delete(f"/generations/{id}"), 404)
+
+
+async def test_the_id_of_a_deleted_generation_can_be_taken_again(service, other_service, upstream):
+    # given a deleted generation that both nodes have served
+    upstream.script = say("old")
+    id = await service.run(None, id=f"again_{time.time_ns()}")
+    await other_service.log(id)
+    await service.delete(f"/generations/{id}")
+
+    # when another takes its id, then every node shows the new one, and the old one's cursor is unknown
+    upstream.script = say("new", "er")
+    assert await other_service.run(None, id=id) == id
+    for api in (service, other_service):
+        assert text_of(await api.log(id)) == "newer"
+    assert set(TERMINAL) >= {(await service.generation(id))["status"]}

@@ -1,0 +1,1 @@
+"""What tests need of the outside world: real servers, a faulty wire between them, and independent clients."""

@@ -1,0 +1,154 @@
+"""Settings: where they come from, what they refuse, and that they are all documented."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from replay import config
+from replay.config import Settings, flag, load, variable
+from replay.errors import InvalidSetting
+
+README = Path(__file__).parents[2] / "README.md"
+SETTINGS = fields(Settings)
+PUBLIC = [setting for setting in SETTINGS if not setting.metadata["secret"]]
+NUMBERS = [setting for setting in SETTINGS if type(setting.default) in (int, float)]
+
+
+def parse(*arguments: str) -> dict[str, str | None]:
+    """Flags as the command line gives them."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    config.add_flags(parser)
+    return vars(parser.parse_args(arguments))
+
+
+def by_name(setting: object) -> str:
+    return getattr(setting, "name", str(setting))
+
+
+# Where they come from.
+
+
+def test_flag_beats_environment_beats_default():
+    environ = {"REPLAY_PORT": "81", "REPLAY_LEASE_S": "3.5"}
+    settings = load(parse("--port", "82"), environ)
+    assert (settings.port, settings.lease_s, settings.host) == (82, 3.5, "127.0.0.1")
+    assert load(parse(), environ).port == 81
+    assert load(parse(), {}) == Settings()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
+def test_every_setting_can_be_given_by_flag_and_by_environment(setting):
+    text = "always" if setting.name == "embedded_fsync" else "ERROR" if setting.name == "log_level" else "4321"
+    expected = {int: 4321, float: 4321.0, type(Path()): Path("4321")}.get(type(setting.default), text)
+    assert getattr(load({}, {variable(setting): text}), setting.name) == expected
+    if setting in PUBLIC:
+        assert getattr(load(parse(flag(setting), text), {}), setting.name) == expected
+
+
+def test_secret_has_no_flag():
+    secrets = [setting for setting in SETTINGS if setting.metadata["secret"]]
+    assert [setting.name for setting in secrets] == ["upstream_api_key"]
+    for setting in secrets:
+        with pytest.raises(SystemExit):
+            parse(flag(setting), "x")
+
+
+def test_empty_variable_counts_as_none():
+    settings = load({}, {"REPLAY_PORT": "", "REPLAY_VALKEY_URL": ""})
+    assert (settings.port, settings.valkey_url) == (8080, None)
+
+
+def test_variables_of_others_are_left_alone():
+    assert load({}, {"PORT": "1", "replay_port": "2", "REPLAY_NO_SUCH_SETTING": "3"}) == Settings()
+
+
+# What they refuse.
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=by_name)
+@pytest.mark.parametrize("text", ["", "x", "1,5", "1s", "0x10", "nan"])
+def test_value_that_does_not_parse_names_its_setting(setting, text):
+    if text:
+        with pytest.raises(InvalidSetting, match=re.escape(variable(setting)) + "|" + re.escape(flag(setting))):
+            load({}, {variable(setting): text})
+    if setting in PUBLIC and text:
+        with pytest.raises(InvalidSetting, match=re.escape(flag(setting))):
+            load(parse(flag(setting), text), {})
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=by_name)
+def test_value_below_the_least_names_its_setting(setting):
+    least = setting.metadata["least"]
+    assert getattr(load({setting.name: str(least)}, {}), setting.name) == least
+    with pytest.raises(InvalidSetting, match=f"{flag(setting)}: expected a number from {least} to"):
+        load({setting.name: str(least - 1)}, {})
+
+
+def test_lease_that_is_not_finite_names_its_setting():
+    with pytest.raises(InvalidSetting, match="--lease-s"):
+        load({"lease_s": "inf"}, {})
+
+
+@pytest.mark.parametrize("port", [65_536, 70_000])
+def test_port_that_is_none_names_its_setting(port):
+    with pytest.raises(InvalidSetting, match="--port"):
+        load({"port": str(port)}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("embedded_fsync", "no"),
+        ("embedded_fsync", "ALWAYS"),
+        ("log_level", "info"),
+        ("log_level", "TRACE"),
+    ],
+)
+def test_value_that_is_not_one_of_a_few_names_its_setting_and_them(name, text):
+    with pytest.raises(InvalidSetting, match=f"--{name.replace('_', '-')}: expected .* or .*, got '{text}'"):
+        load({name: text}, {})
+
+
+# What is said of them.
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
+def test_every_setting_says_what_it_is_for(setting):
+    assert len(setting.metadata["help"]) > 10
+    if setting in NUMBERS:
+        assert setting.metadata["least"] is not None
+
+
+@pytest.mark.parametrize("setting", PUBLIC, ids=by_name)
+def test_help_of_the_command_line_names_every_flag_and_its_default(setting):
+    parser = argparse.ArgumentParser(
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=60, width=1000)
+    )
+    config.add_flags(parser)
+    (line,) = [line for line in parser.format_help().splitlines() if line.strip().startswith(flag(setting) + " ")]
+    assert setting.metadata["help"] in line
+    assert setting.default is None or f"(default {setting.default})" in line
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
+def test_readme_names_every_setting(setting):
+    text = README.read_text()
+    assert re.search(rf"(?<![\w-]){variable(setting)}(?!\w)", text)
+    if setting in PUBLIC:
+        assert re.search(rf"(?<![\w-]){flag(setting)}(?![\w-])", text)
+
+
+def test_readme_names_no_setting_that_does_not_exist():
+    named = set(re.findall(r"\bREPLAY_[A-Z][A-Z_]*[A-Z]\b", README.read_text()))
+    assert named <= {variable(setting) for setting in SETTINGS}
+
+
+@pytest.mark.parametrize("setting", PUBLIC, ids=by_name)
+def test_readme_tells_the_default(setting):
+    (row,) = [line for line in README.read_text().splitlines() if line.startswith(f"| `{flag(setting)}` |")]
+    assert setting.default is None or f"| `{setting.default}` |" in row
