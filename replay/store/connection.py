@@ -12,15 +12,14 @@ import contextlib
 import logging
 import math
 import ssl
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import libvalkey
 from valkey.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from replay.errors import InvalidSetting, StoreRefused, StoreUnavailable
+from replay.store.resp import Wire
 
 log = logging.getLogger(__name__)
 
@@ -28,25 +27,6 @@ _OLDEST = (8, 0)
 _SHORT_PAUSE_S = 0.1  # before connecting to a server that accepts and drops
 _LONGEST_PAUSE_S = 1.0  # between two tries to connect
 _GRACE_S = 1.0  # a call waits that long for a connection which has only just been lost
-
-# What an operator should be told, by the first word of Valkey's error.
-_REFUSALS = {
-    "OOM": "Valkey is full: raise its maxmemory, or shorten --ttl-s",
-    "MISCONF": "Valkey cannot write its files: look at its disk (--data-dir, where the node runs its own)",
-    "READONLY": "Valkey is a read-only replica: --valkey-url has to name the primary",
-    "NOAUTH": "Valkey asks for a password: put it into --valkey-url",
-    "WRONGPASS": "Valkey refuses the user or the password in --valkey-url",
-    "NOPERM": "Valkey's ACL does not let the user in --valkey-url do this",
-    "MOVED": "Valkey is a cluster node: --valkey-url has to name a server that holds all slots",
-}
-
-
-class ReadOnly(StoreRefused):
-    """Valkey is a replica."""
-
-
-class UnknownScript(StoreUnavailable):
-    """Valkey does not know the script; nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,108 +64,6 @@ class Address:
         return self.path or f"{self.host}:{self.port}"
 
 
-class _Wire(asyncio.Protocol):
-    """One established connection: packs commands, matches replies."""
-
-    def __init__(self, on_push: Callable[[list[Any]], None] | None) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._on_push = on_push
-        self._reader = libvalkey.Reader(replyError=_translate)
-        self._replies: deque[asyncio.Future[Any]] = deque()
-        self._unsent: list[bytes] = []
-        self._transport: asyncio.Transport | None = None
-        self._pushing = False
-        self.waiting_since: float | None = None  # loop time of the last sign of life while replies are due
-        self.lost = self._loop.create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        for reply in self._replies:
-            if not reply.done():
-                reply.set_exception(StoreUnavailable(f"the connection to Valkey was lost: {exc or 'closed'}"))
-                reply.exception()  # seen: whoever made the call may be gone
-        self._replies.clear()
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-    def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
-        reply: asyncio.Future[Any] = self._loop.create_future()
-        if self._transport is None:
-            reply.set_exception(StoreUnavailable("the connection to Valkey was lost"))
-            return reply
-        self._send(args)
-        if not self._replies:
-            self.waiting_since = self._loop.time()
-        self._replies.append(reply)
-        return reply
-
-    def push(self, *args: bytes | str | int) -> None:
-        """Send a command whose answer is a push; from now on an error answers such a command."""
-        self._pushing = True
-        self._send(args)
-
-    def _send(self, args: tuple[bytes | str | int, ...]) -> None:
-        command = libvalkey.pack_command(args)
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(command)
-
-    def _flush(self) -> None:
-        unsent, self._unsent = self._unsent, []
-        if self._transport is not None:
-            self._transport.write(b"".join(unsent))
-
-    def data_received(self, data: bytes) -> None:
-        reader, replies = self._reader, self._replies
-        reader.feed(data)
-        while (answer := reader.gets()) is not False:
-            if self._pushing and isinstance(answer, Exception):
-                self._pushed([b"error", answer])
-                continue
-            if self._on_push is not None and type(answer) is list and answer[0] != b"pong":
-                self._pushed(answer)
-                continue
-            reply = replies.popleft()
-            if reply.done():  # its caller has gone
-                continue
-            if isinstance(answer, Exception):
-                reply.set_exception(answer)
-                if isinstance(answer, StoreRefused):
-                    reply.exception()
-                if isinstance(answer, ReadOnly):
-                    self.abort()  # it was the primary once; a new connection finds the one that is now
-            else:
-                reply.set_result(answer)
-        self.waiting_since = self._loop.time() if replies else None
-
-    def _pushed(self, push: list[Any]) -> None:
-        try:
-            assert self._on_push is not None
-            self._on_push(push)
-        except Exception:  # one listener's trouble is not the others'
-            log.exception("a push could not be handled")
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-
-def _translate(message: str) -> StoreUnavailable:
-    word = message.split(" ", 1)[0]
-    if word == "NOSCRIPT":
-        return UnknownScript(message)
-    if word == "READONLY":
-        return ReadOnly(f"{_REFUSALS[word]} ({message})")
-    if word in _REFUSALS:
-        return StoreRefused(f"{_REFUSALS[word]} ({message})")
-    if word in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"):
-        return StoreUnavailable(message)
-    return StoreRefused(message)
-
-
 class Link:
     """A connection that is kept: `run` makes it and makes it again, `call` uses it.
 
@@ -209,7 +87,7 @@ class Link:
         self._greet = greet
         self._on_up = on_up
         self._on_push = on_push
-        self._wire: _Wire | None = None
+        self._wire: Wire | None = None
         self._changed = asyncio.Event()  # set, and replaced, whenever the link goes up
         self._down_since: float | None = None
         self._up_since = 0.0
@@ -290,11 +168,11 @@ class Link:
             await asyncio.sleep(pause)
             pause = min(_SHORT_PAUSE_S, pause * 2 or 0.02)
 
-    async def _connect(self) -> _Wire:
+    async def _connect(self) -> Wire:
         address, loop = self._address, asyncio.get_running_loop()
 
-        def factory() -> _Wire:
-            return _Wire(self._on_push)
+        def factory() -> Wire:
+            return Wire(self._on_push)
 
         async with asyncio.timeout(self._timeout_s):
             if address.path is not None:
@@ -319,7 +197,7 @@ class Link:
             self._on_up()
         return wire
 
-    async def _introduce(self, wire: _Wire) -> None:
+    async def _introduce(self, wire: Wire) -> None:
         address = self._address
         if address.password is not None:
             user = () if address.username is None else (address.username,)
@@ -331,7 +209,7 @@ class Link:
         if self._greet is not None:
             await self._greet(wire.call)
 
-    async def _watch(self, wire: _Wire) -> None:
+    async def _watch(self, wire: Wire) -> None:
         """Wait until the connection is lost, or gives no answer in time and is given up."""
         loop = asyncio.get_running_loop()
         while not wire.lost.done():

@@ -14,10 +14,12 @@ from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from typing import Any
 
-from replay.errors import StoreRefused, StoreUnavailable
+from replay.errors import StoreRefused
 from replay.model.event import Event, EventId
 from replay.store import BURIED_MS, Ends, Listener, Page, Refused, keys
-from replay.store.connection import Address, Link, UnknownScript
+from replay.store.channels import Channels
+from replay.store.connection import Address, Link
+from replay.store.resp import UnknownScript
 from replay.wire import json
 
 log = logging.getLogger(__name__)
@@ -35,21 +37,13 @@ class ValkeyStore:
     def __init__(self, url: str, *, timeout_s: float) -> None:
         address = Address.parse(url)
         self.on_reconnect: list[Callable[[], None]] = []
-        self.on_missed: list[Callable[[], None]] = []
-        self._timeout_s = timeout_s
         self._appends = Link(
             address, name="appends", timeout_s=timeout_s, greet=self._load_script, on_up=self._appends_up
         )
         self._reads = Link(address, name="reads", timeout_s=timeout_s)
-        self._channels = Link(
-            address, name="channels", timeout_s=timeout_s, on_up=self._channels_up, on_push=self._pushed
-        )
-        self._links = (self._appends, self._reads, self._channels)
-        self._listeners: dict[bytes, Listener] = {}
-        self._confirmations: dict[bytes, list[asyncio.Future[None]]] = {}
-        self._notified: Callable[[str, list[Event]], None] | None = None
-        self._deleted: Callable[[str], None] | None = None
-        self._own_channel = b""
+        self._channels = Channels(address, timeout_s=timeout_s)
+        self.on_missed = self._channels.on_missed
+        self._links = (self._appends, self._reads, self._channels.link)
         self._tasks: list[asyncio.Task[None]] = []
 
     # Its life.
@@ -83,7 +77,7 @@ class ValkeyStore:
     @property
     def hears(self) -> bool:
         """Whether there is a connection for the channels."""
-        return self._channels.up
+        return self._channels.link.up
 
     @property
     def steady_for(self) -> float:
@@ -189,68 +183,11 @@ class ValkeyStore:
 
     async def listen(self, generation_id: str, listener: Listener) -> None:
         """Hear of every append from now on; returns when Valkey has confirmed it."""
-        channel = keys.channel_of(generation_id)
-        self._listeners[channel] = listener
-        await self._channels.ready()
-        await self._subscribe(channel)
-
-    async def _subscribe(self, channel: bytes) -> None:
-        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._confirmations.setdefault(channel, []).append(confirmed)
-        self._channels.push("SSUBSCRIBE", channel)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await confirmed
-        except TimeoutError:
-            raise StoreUnavailable(f"Valkey did not confirm a subscription within {self._timeout_s} s") from None
+        await self._channels.listen(generation_id, listener)
 
     def unlisten(self, generation_id: str) -> None:
         """Hear no more of it."""
-        channel = keys.channel_of(generation_id)
-        if self._listeners.pop(channel, None) is not None:
-            self._channels.push("SUNSUBSCRIBE", channel)
-
-    def _channels_up(self) -> None:
-        for channel in self._listeners:
-            self._channels.push("SSUBSCRIBE", channel)
-        for channel in (self._own_channel, keys.DELETED) if self._own_channel else ():
-            self._channels.push("SSUBSCRIBE", channel)
-
-    def _pushed(self, push: list[Any]) -> None:
-        kind, channel = push[0], push[1]
-        if kind == b"error":
-            for waiting in self._confirmations.values():
-                for confirmed in waiting:
-                    if not confirmed.done():
-                        confirmed.set_exception(push[1])
-            self._confirmations.clear()
-            return
-        listener = self._listeners.get(channel)
-        if kind == b"smessage":
-            self._message(channel, listener, push[2])
-        elif kind == b"ssubscribe":
-            expected = self._confirmations.pop(channel, ())
-            for confirmed in expected:
-                if not confirmed.done():
-                    confirmed.set_result(None)
-            if not expected and listener is not None:
-                listener.reconnected()
-            elif not expected and channel == self._own_channel:
-                for callback in self.on_missed:
-                    callback()
-
-    def _message(self, channel: bytes, listener: Listener | None, message: bytes) -> None:
-        if channel == self._own_channel and self._notified is not None:
-            generation_id, _, batch = message.partition(keys.NUL)
-            self._notified(generation_id.decode(), keys.unpack(batch))
-        elif channel == keys.DELETED and self._deleted is not None:
-            self._deleted(message.decode())
-        elif listener is None:
-            return
-        elif message:
-            listener.heard(keys.unpack(message))
-        else:
-            listener.deleted()
+        self._channels.unlisten(generation_id)
 
     async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
         """Tell a node of an append by somebody else."""
@@ -261,10 +198,7 @@ class ValkeyStore:
         self, node: str, *, notified: Callable[[str, list[Event]], None], deleted: Callable[[str], None]
     ) -> None:
         """Receive a node's notifications, and hear of deletions."""
-        self._notified, self._deleted = notified, deleted
-        self._own_channel = keys.node_channel(node)
-        for channel in (self._own_channel, keys.DELETED):
-            await self._subscribe(channel)
+        await self._channels.attend(node, notified=notified, deleted=deleted)
 
     # The lists.
 
