@@ -40,7 +40,7 @@ class Channels:
         self.link.push("SSUBSCRIBE", channel)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await confirmed
+                await asyncio.shield(confirmed)
         except TimeoutError:
             raise StoreUnavailable(f"Valkey did not confirm a subscription within {self._timeout_s} s") from None
 
@@ -51,10 +51,12 @@ class Channels:
             self.link.push("SUNSUBSCRIBE", channel)
 
     def _subscribe_again(self) -> None:
-        for channel in self._listeners:
+        # One confirmation comes for each channel now, whatever was asked for on the connection that is lost.
+        earlier, self._confirmations = self._confirmations, {}
+        for channel in (*self._listeners, *((self._own_channel, keys.DELETED) if self._own_channel else ())):
             self.link.push("SSUBSCRIBE", channel)
-        for channel in (self._own_channel, keys.DELETED) if self._own_channel else ():
-            self.link.push("SSUBSCRIBE", channel)
+            if channel in earlier:
+                self._confirmations[channel] = earlier[channel][-1:]
 
     def _pushed(self, push: list[Any]) -> None:
         kind, channel = push[0], push[1]
@@ -69,15 +71,22 @@ class Channels:
         if kind == b"smessage":
             self._message(channel, listener, push[2])
         elif kind == b"ssubscribe":
-            expected = self._confirmations.pop(channel, ())
-            for confirmed in expected:
-                if not confirmed.done():
-                    confirmed.set_result(None)
-            if not expected and listener is not None:
+            expected = self._next_expected(channel)
+            if expected is not None:
+                expected.set_result(None)
+            elif listener is not None:
                 listener.reconnected()
-            elif not expected and channel == self._own_channel:
+            elif channel == self._own_channel:
                 for callback in self.on_missed:
                     callback()
+
+    def _next_expected(self, channel: bytes) -> asyncio.Future[None] | None:
+        """Who waits for a confirmation: they come in the order of the subscriptions."""
+        waiting = self._confirmations.pop(channel, [])
+        expected = waiting.pop(0) if waiting else None
+        if waiting:
+            self._confirmations[channel] = waiting
+        return expected
 
     def _message(self, channel: bytes, listener: Listener | None, message: bytes) -> None:
         if channel == self._own_channel and self._notified is not None:
