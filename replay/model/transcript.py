@@ -34,7 +34,7 @@ class Transcript:
         for choice in chunk.get("choices") or ():
             if choice.get("index", 0) != 0:
                 continue
-            if choice.get("finish_reason") is not None:
+            if choice.get("finish_reason"):
                 self.finish_reason = choice["finish_reason"]
             delta = choice.get("delta")
             self._merge(delta if isinstance(delta, dict) else {"content": choice.get("text")})
@@ -57,7 +57,9 @@ class Transcript:
 
 
 def _grown(said: Any, value: Any) -> Any:
-    """A string with the next piece; a piece that is none does not undo what was said."""
+    """A string with the next piece, or a list of parts with more; what was said is not undone by anything else."""
+    if isinstance(said, list) and isinstance(value, list):
+        return said + value
     if not isinstance(said, str):
         return value
     if not isinstance(value, str):

@@ -78,7 +78,7 @@ def template_of(raw: bytes, chunk: dict[str, Any] | None = None) -> Template | N
     if chunk.get("usage") or chunk.get("error") or not isinstance(choices, list) or len(choices) != 1:
         return None
     choice = choices[0]
-    if choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
+    if choice.get("finish_reason") or choice.get("logprobs") is not None:
         return None
     strings = list(_strings(choice))
     found = [string for string in strings if string[1]] or strings
@@ -198,7 +198,7 @@ class Recorder:
         for choice in chunk.get("choices") or ():
             index = choice.get("index", 0)
             self._started.add(index)
-            if choice.get("finish_reason") is not None:
+            if choice.get("finish_reason"):  # some servers send "" until there is one
                 self._finished[index] = str(choice["finish_reason"])
         if isinstance(chunk.get("usage"), dict):
             self.usage = chunk["usage"]

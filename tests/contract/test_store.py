@@ -596,8 +596,6 @@ async def test_listening_again_after_unlisten_hears_again(store, other):
 
 
 async def test_confirmation_of_an_earlier_listen_does_not_stand_for_a_later_one(proxied, other, valkey_proxy):
-    # fails: one confirmation is taken for all that are waited for on that channel; the later listen returns before the
-    # server has its SSUBSCRIBE, and what is appended between the SUNSUBSCRIBE before it and it is not heard
     # given a listen that is given up before it is confirmed
     events = await grow(other, "g", "s")
     valkey_proxy.hold_replies()

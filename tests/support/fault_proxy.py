@@ -180,6 +180,9 @@ class FaultProxy:
             # As soon as one side is done, so is the connection: neither HTTP nor RESP works half closed.
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             client.close()  # what was handed on is still delivered
+        except asyncio.CancelledError:
+            client.transport.abort()  # the proxy goes away; its clients may stay
+            raise
         finally:
             self._links.discard(link)
             for pump in pumps:

@@ -102,17 +102,18 @@ class Node(Process):
     def destroy(self) -> None:
         super().destroy()
         if "data_dir" in self.settings:
-            _kill_those_who_name(str(self.settings["data_dir"]))  # its own Valkey outlives it, by design
+            _kill_its_valkey(self._directory / self.settings["data_dir"])  # which outlives it, by design
         if self._reader is not None:
             self._reader.join(DEADLINE_S)
 
 
-def _kill_those_who_name(path: str) -> None:
-    """SIGKILL every process with this path, which is this test's alone, on its command line."""
+def _kill_its_valkey(data_dir: Path) -> None:
+    """SIGKILL the server that a killed node has left running on this directory, and nothing else."""
+    conf = f"{data_dir.resolve()}/valkey.conf"
     listing = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     for line in listing.splitlines():
         pid, _, arguments = line.strip().partition(" ")
-        if path in arguments and int(pid) != os.getpid():
+        if conf in arguments.split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 

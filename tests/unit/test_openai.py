@@ -467,3 +467,12 @@ def test_visible_text_is_a_string_of_choice_0_only():
     assert visible_text({"choices": [{"text": "y"}]}) == "y"
     assert visible_text({"choices": [{"index": 0, "delta": {"content": [{"type": "thinking"}]}}]}) == ""
     assert visible_text({"choices": None}) == visible_text({}) == ""
+
+
+def test_empty_finish_reason_finishes_nothing():
+    # some servers send it with every chunk, and a stream that is cut must not pass for a complete one
+    recorder = Recorder()
+    chunk = b'{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":""}]}'
+    recorder.record(Message(b"", chunk))
+    assert not recorder.finished
+    assert isinstance(recorder.verdict(), UpstreamTruncated)
