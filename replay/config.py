@@ -58,6 +58,9 @@ class Settings:
     idempotency_ttl_s: int = _setting(86_400, "seconds an Idempotency-Key is remembered", least=1)
 
     max_body_bytes: int = _setting(8 << 20, "request body; protects the node's memory", least=1024)
+    request_timeout_s: float = _setting(
+        30.0, "seconds a request body may take to arrive; protects from callers that hold it back", least=0.001
+    )
     max_metadata_bytes: int = _setting(16 << 10, "a generation's metadata as JSON; every list carries it", least=2)
     max_chunk_bytes: int = _setting(4 << 20, "one upstream event; protects from an endless line", least=1024)
     max_generation_bytes: int = _setting(

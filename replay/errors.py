@@ -58,6 +58,13 @@ class NotAcceptable(ReplayError):
     status = 406
 
 
+class RequestTimeout(ReplayError):
+    """The request took too long to arrive."""
+
+    code = "request_timeout"
+    status = 408
+
+
 class GenerationExists(ReplayError):
     """The chosen id is taken."""
 

@@ -124,26 +124,26 @@ class Events:
         subscribers = self._hub.subscribers
         subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
         subscribers.add(subscriber)
-        try:
-            transport = release(request)
-        except ConnectionResetError:
+        transport = release(request)
+        if transport is None:
             subscribers.discard(subscriber)
-            raise
-        subscriber.take_over(transport, delivery)
+        else:
+            subscriber.take_over(transport, delivery)
         return TakenOver()
 
     async def _come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
         """Answer so that an `EventSource` tries again: any other status would end it for good."""
         channel = Channel(face, is_chunked(request))
         transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client has left")
-        transport.write(head(request, _headers(face, None)) + channel.framed(face.keepalive))
-        for _ in range(100):  # the transport may write only when the loop turns
-            if not transport.get_write_buffer_size() or transport.is_closing():
-                break
-            await asyncio.sleep(0.01)
-        cut(release(request), chunked=channel.chunked)
+        if transport is not None and not transport.is_closing():
+            transport.write(head(request, _headers(face, None)) + channel.framed(face.keepalive))
+            for _ in range(100):  # the transport may write only when the loop turns
+                if not transport.get_write_buffer_size() or transport.is_closing():
+                    break
+                await asyncio.sleep(0.01)
+        transport = release(request)
+        if transport is not None:
+            cut(transport, chunked=channel.chunked)
         return TakenOver()
 
     async def _page(self, feed: Feed, wish: Wish) -> web.Response:
@@ -177,8 +177,7 @@ def _face(request: web.Request) -> Face | None:
     """The form that is asked for; None is a page."""
     form = request.query.get("format")
     if form == "openai":
-        negotiation.accepted(request, (_STREAM,))
-        return CHUNKS
+        return CHUNKS  # whatever Accept says: the official SDK asks for JSON when it wants a stream
     if form is not None:
         raise InvalidRequest(f"format={form[:100]!r}: expected openai, or no format")
     return _FACES.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))

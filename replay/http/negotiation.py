@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ from aiohttp import web
 from replay.errors import GenerationNotFound, InvalidRequest, NotAcceptable
 from replay.model.generation import is_generation_id
 
+_NUMBER = re.compile(r"([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -55,10 +57,7 @@ def number(request: web.Request, name: str, *, least: float, most: float) -> flo
     text = request.query.get(name)
     if text is None:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not least <= value <= most:
         raise InvalidRequest(f"{name}={text[:100]!r}: expected a number from {least:g} to {most:g}")
     return value

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from replay.config import Settings
-from replay.errors import InvalidRequest
+from replay.errors import BodyTooLarge, InvalidRequest, RequestTimeout
 from replay.live.starter import Order
 from replay.model.generation import check_generation_id
 from replay.wire import json
 
 _OPTIONS = frozenset(("id", "ttl", "metadata", "abandon_after"))
 _LONGEST_KEY = 255
+_LONGEST_MODEL = 512  # every list carries it
 
 
 async def read_order(request: web.Request, settings: Settings) -> Order:
     """The order in a request's body and headers; raises InvalidRequest."""
-    body = await _json_object(request)
+    body = await _json_object(request, settings)
     options = body.pop("replay", None)
     if options is None:
         options = {}
@@ -41,8 +44,21 @@ async def read_order(request: web.Request, settings: Settings) -> Order:
     )
 
 
-async def _json_object(request: web.Request) -> dict[str, Any]:
-    raw = await request.read()
+async def _read(request: web.Request, settings: Settings) -> bytes:
+    most = settings.max_body_bytes
+    if request.content_length is not None and request.content_length > most:
+        raise BodyTooLarge(f"body: expected at most {most} bytes, got {request.content_length}")
+    try:
+        async with asyncio.timeout(settings.request_timeout_s):
+            return await request.read()
+    except TimeoutError:
+        raise RequestTimeout(f"body: expected within {settings.request_timeout_s:g} s") from None
+    except HttpProcessingError as error:
+        raise InvalidRequest(f"body: {error.message}") from error
+
+
+async def _json_object(request: web.Request, settings: Settings) -> dict[str, Any]:
+    raw = await _read(request, settings)
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -57,8 +73,8 @@ async def _json_object(request: web.Request) -> dict[str, Any]:
 def _chat_request(body: dict[str, Any]) -> dict[str, Any]:
     """The upstream's request: what was sent, with a bare prompt as one message of the user."""
     model = body.get("model")
-    if model is not None and not (isinstance(model, str) and model):
-        raise InvalidRequest(f"model: expected a name, got {_shown(model)}")
+    if model is not None and not (isinstance(model, str) and 0 < len(model) <= _LONGEST_MODEL):
+        raise InvalidRequest(f"model: expected a name of at most {_LONGEST_MODEL} characters, got {_shown(model)}")
     if "prompt" in body:
         prompt = body.pop("prompt")
         if not isinstance(prompt, str):

@@ -36,22 +36,24 @@ def head(request: web.Request, headers: dict[str, str]) -> bytes:
     lines = [f"HTTP/{request.version.major}.{request.version.minor} 200 OK"]
     fields = CIMultiDict(headers)
     fields["Date"] = formatdate(usegmt=True)
-    fields["Connection"] = "close"
     if is_chunked(request):
+        # No `Connection: close`: with it, Node 20's fetch takes a cut for a clean end.
         fields["Transfer-Encoding"] = "chunked"
+    else:
+        fields["Connection"] = "close"
     lines += [f"{name}: {value}" for name, value in fields.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def release(request: web.Request) -> asyncio.Transport:
+def release(request: web.Request) -> asyncio.Transport | None:
     """The connection of a request, which is the caller's from now on; the handler has to return TakenOver.
 
-    Raises ConnectionResetError when the client has left.
+    None when the client has left.
     """
     server: Any = request.protocol
     transport = request.transport
     if transport is None or transport.is_closing():
-        raise ConnectionResetError("the client has left")
+        return None
     server.transport = None
     # When the handler has returned: the server drops the connection from its list, without closing it.
     asyncio.get_running_loop().call_soon(server.connection_lost, None)

@@ -72,13 +72,21 @@ def transcript_of(feed: Feed, stop: int) -> dict[str, Any]:
         "model": start.model,
         "created": log.times[0] / 1000,
         "text": folded.text,
-        "message": folded.message,
+        "message": _message(folded.message),
         "finish_reason": folded.finish_reason,
         "usage": folded.usage,
         "last_event_id": str(log.event_id(stop - 1)),
         "timing": _timing(log.times[0], log.times[stop - 1], log.token_times(stop)),
         "metadata": start.metadata or {},
     }
+
+
+def _message(folded: dict[str, Any]) -> dict[str, Any]:
+    """The message as a call without streaming gives it: a call's index is only for putting its pieces together."""
+    calls = folded.get("tool_calls")
+    if calls is None:
+        return folded
+    return folded | {"tool_calls": [{key: call[key] for key in call if key != "index"} for call in calls]}
 
 
 def _timing(started_ms: int, last_ms: int, token_times: list[int]) -> dict[str, Any]:
@@ -110,11 +118,10 @@ def _as_markdown(document: dict[str, Any]) -> str:
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(reasoning, str):
         parts.append("\n".join(f"> {line}" for line in reasoning.split("\n")))
-    parts += [text for text in (document["text"], message.get("refusal")) if text]
-    parts += [
-        f"**{call['function']['name']}**\n\n```json\n{call['function']['arguments']}\n```"
-        for call in message.get("tool_calls", ())
-    ]
+    parts += [text for text in (document["text"], message.get("refusal")) if text and isinstance(text, str)]
+    for call in message.get("tool_calls", ()):
+        called = call.get("function") or call.get("custom") or {}
+        parts.append(f"**{called.get('name')}**\n\n```\n{called.get('arguments', called.get('input', ''))}\n```")
     if document["status"] != Status.COMPLETED:
         parts.append(f"*({document['status']})*")
     return "\n\n".join(parts) + "\n"

@@ -30,6 +30,7 @@ class Orphans:
         self._counters = counters
         self._node = node
         self._trusted_at = 0.0  # loop time
+        self.alone = False  # no other node can be using this Valkey: whatever is not ours is lost
         self._unclaimed: set[str] = set()  # ours by the list, but nobody here produces them
 
     def trust_after(self, seconds: float) -> None:
@@ -41,7 +42,7 @@ class Orphans:
         live = await self._store.live()
         if not live or asyncio.get_running_loop().time() < self._trusted_at:
             return
-        alive = await self._store.alive(set(live.values())) | {self._node}
+        alive = {self._node} | await self._alive(set(live.values()))
         unclaimed = {name for name, node in live.items() if node == self._node and name not in self._producers}
         lost = [name for name, node in live.items() if node not in alive]
         suspects, self._unclaimed = (*lost, *(unclaimed & self._unclaimed)), unclaimed
@@ -53,12 +54,15 @@ class Orphans:
             except Exception:  # one that cannot be ended must not keep the others from it
                 log.exception("orphan cannot be ended", extra={"generation": generation_id})
 
+    async def _alive(self, nodes: set[str]) -> set[str]:
+        return set() if self.alone else await self._store.alive(nodes)
+
     async def _end(self, generation_id: str) -> None:
         """The list says that its node is gone; what the log says counts."""
         try:
             feed = await self._hub.open(generation_id)
             start = feed.start
-            if start.node != self._node and await self._store.alive({start.node}) and not feed.log.complete:
+            if start.node != self._node and await self._alive({start.node}) and not feed.log.complete:
                 await self._store.register(generation_id, node=start.node, created_ms=feed.log.times[0])
                 return
             error = NodeLost(f"node {start.node} went away")

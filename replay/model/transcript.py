@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Strings that grow from chunk to chunk; every other field of a delta is said once and kept.
+_INPUT = {"function": "arguments", "custom": "input"}  # where a call of a kind has what the model wrote for it
 GROWING = ("content", "reasoning_content", "reasoning", "refusal")
 
 
@@ -78,20 +79,21 @@ def _merge_call(calls: list[dict[str, Any]], fragment: Any) -> None:
     index = fragment.get("index", len(calls))
     call = next((call for call in calls if call["index"] == index), None)
     if call is None:
-        call = {"index": index, "id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+        kind = "custom" if "custom" in fragment else "function"
+        call = {"index": index, "id": None, "type": kind, kind: {"name": "", _INPUT[kind]: ""}}
         calls.append(call)
     for key, value in fragment.items():
-        if key == "function":
-            _merge_function(call["function"], value)
+        if key in _INPUT:
+            _merge_function(call.setdefault(key, {}), value, _INPUT[key])
         elif key != "index" and value not in (None, ""):
             call[key] = value
 
 
-def _merge_function(function: dict[str, Any], fragment: Any) -> None:
+def _merge_function(function: dict[str, Any], fragment: Any, input_key: str = "arguments") -> None:
     if not isinstance(fragment, dict):
         return
-    name, arguments = fragment.get("name"), fragment.get("arguments")
+    name, arguments = fragment.get("name"), fragment.get(input_key)
     if isinstance(name, str) and name != function.get("name"):  # some servers repeat it with every fragment
         function["name"] = _grown(function.get("name"), name)
     if isinstance(arguments, str):
-        function["arguments"] = _grown(function.get("arguments"), arguments)
+        function[input_key] = _grown(function.get(input_key), arguments)

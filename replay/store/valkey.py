@@ -205,13 +205,18 @@ class ValkeyStore:
     async def register(self, generation_id: str, *, node: str, created_ms: int) -> None:
         """List a generation as recent and as live on a node."""
         await self._appends.ready()
-        call = self._appends.start_call
         await asyncio.gather(
-            call("HSET", keys.LIVE, generation_id, node),
-            call("PEXPIRE", keys.LIVE, _LISTS_MS),
-            call("ZADD", keys.RECENT, created_ms, generation_id),
-            call("ZREMRANGEBYRANK", keys.RECENT, 0, -_MOST_RECENT - 1),
-            call("PEXPIRE", keys.RECENT, _LISTS_MS),
+            _at_once(
+                self._appends,
+                ("HSET", keys.LIVE, generation_id, node),
+                ("PEXPIRE", keys.LIVE, _LISTS_MS),
+            ),
+            _at_once(
+                self._appends,
+                ("ZADD", keys.RECENT, created_ms, generation_id),
+                ("ZREMRANGEBYRANK", keys.RECENT, 0, -_MOST_RECENT - 1),
+                ("PEXPIRE", keys.RECENT, _LISTS_MS),
+            ),
         )
 
     async def unregister(self, generation_id: str) -> None:
@@ -262,12 +267,15 @@ class ValkeyStore:
         await self._reads.ready()
         call = self._reads.start_call
         now_ms = int(time.time() * 1000)
-        _, watched, *_ = await asyncio.gather(
+        _, watched, _ = await asyncio.gather(
             call("SET", keys.node_key(node), "1", "PX", lease_ms),
             call("PEXPIRE", keys.watching_key(node), lease_ms),
-            call("ZADD", keys.NODES, now_ms, node),
-            call("ZREMRANGEBYSCORE", keys.NODES, "-inf", now_ms - _FORGOTTEN_MS),
-            call("PEXPIRE", keys.NODES, _LISTS_MS),
+            _at_once(
+                self._reads,
+                ("ZADD", keys.NODES, now_ms, node),
+                ("ZREMRANGEBYSCORE", keys.NODES, "-inf", now_ms - _FORGOTTEN_MS),
+                ("PEXPIRE", keys.NODES, _LISTS_MS),
+            ),
         )
         return bool(watched)
 
@@ -293,11 +301,10 @@ class ValkeyStore:
         key = keys.watching_key(node)
         reading = [part for name, count in counts.items() if count for part in (name, count)]
         left = [name for name, count in counts.items() if not count]
+        commands: list[tuple[str | int, ...]] = [("HSET", key, *reading)] if reading else []
+        commands += [("HDEL", key, *left)] if left else []
         await self._reads.ready()
-        call = self._reads.start_call
-        commands = [call("HSET", key, *reading)] if reading else []
-        commands += [call("HDEL", key, *left)] if left else []
-        await asyncio.gather(*commands, call("PEXPIRE", key, lease_ms))
+        await _at_once(self._reads, *commands, ("PEXPIRE", key, lease_ms))
 
     async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the other nodes that are alive."""
@@ -313,3 +320,9 @@ class ValkeyStore:
             generation_id: sum(int(count or 0) for count in column)
             for generation_id, column in zip(generation_ids, zip(*rows, strict=True), strict=True)
         }
+
+
+def _at_once(link: Link, *commands: tuple[str | int, ...]) -> asyncio.Future[list[Any]]:
+    """Send commands on one key that happen together: a node that dies in between must not leave a key for ever."""
+    queued = [link.start_call("MULTI"), *(link.start_call(*command) for command in commands)]
+    return asyncio.gather(*queued, link.start_call("EXEC"))

@@ -39,6 +39,7 @@ _STRING_OF = {
 }
 _PROBE = secrets.token_hex(16).encode()  # stands for a template's string where JSON is made of it
 _DONE = b"[DONE]"
+_LONGEST_MESSAGE = 2000  # an upstream's error may be a whole page of HTML
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,13 +251,19 @@ def parse_chunk(raw: bytes) -> dict[str, Any]:
 def upstream_error(error: Any) -> UpstreamError:
     """An upstream's error, which may be a string, an OpenAI error object, or neither."""
     if not isinstance(error, dict):
-        return UpstreamError(str(error))
+        return UpstreamError(_cut(str(error)))
     message = error.get("message") or error.get("detail") or json.dumps(error).decode(errors="replace")
     if not isinstance(message, str):
         message = json.dumps(message).decode(errors="replace")
+    details = {key: error[key] for key in ("type", "param", "code") if isinstance(error.get(key), str | int)}
     return UpstreamError(
-        message, details={key: error[key] for key in ("type", "param", "code") if error.get(key) is not None}
+        _cut(message), details={key: _cut(value) if isinstance(value, str) else value for key, value in details.items()}
     )
+
+
+def _cut(text: str) -> str:
+    """An error message of a length that can be kept: it stands in the log, and in every list."""
+    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
 
 
 def chunk_of(entry: bytes, template: Template | None) -> bytes:

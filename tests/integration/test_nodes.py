@@ -180,6 +180,29 @@ async def test_a_cancel_that_its_producer_was_not_told_of_takes_effect_while_the
             assert ids(here.received) == await stored_ids(valkey, id)
 
 
+async def test_reader_has_the_end_though_its_producer_sees_the_deletion_first(make_node, valkey, upstream):
+    # given a producer that is told by another connection than the one it appends with
+    async with ValkeyWires(valkey.url) as wires:
+        producing, other = await asyncio.gather(make_node(valkey_url=wires.url), make_node())
+        id = (await producing.api.start())["id"]
+        call = await upstream.called()
+        await call.say("a")
+        async with producing.api.source(id) as here:
+            await here.event("live")
+
+            # when its log is deleted, and an append finds that out before the news of the end has come
+            wires.channels.hold_replies()
+            assert (await other.api.delete(f"/generations/{id}")).status == 204
+            await call.say("late")
+            await call.hung_up()
+            wires.channels.release()
+
+            # then its reader is told the end, as every reader of a generation that is deleted
+            assert (await here.event("end")).json()["status"] == "cancelled"
+            assert text_of(here.received) == "a"
+            assert_whole(here.received)
+
+
 async def test_a_node_that_is_cut_off_for_longer_than_its_lease_adopts_the_end(make_node, valkey, upstream):
     # given a node that loses its way to Valkey, with a reader and a talking model
     async with ValkeyWires(valkey.url) as wires:
