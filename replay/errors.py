@@ -161,3 +161,21 @@ class LimitExceeded(ReplayError):
 
     code = "limit_exceeded"
     status = 507
+
+
+class Abandoned(ReplayError):
+    """Nobody watched for as long as the caller allowed."""
+
+    code = "abandoned"
+
+
+class NodeLost(ReplayError):
+    """The node that produced this generation went away."""
+
+    code = "node_lost"
+
+
+class Shutdown(ReplayError):
+    """The node that produced this generation was shut down."""
+
+    code = "shutdown"

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from replay.errors import GenerationNotFound, StoreUnavailable
+from replay.errors import GenerationNotFound, NodeLost, StoreUnavailable
 from replay.live.counters import Counters
 from replay.live.hub import Hub
-from replay.live.producers import NodeLost, Producers
+from replay.live.producers import Producers
 from replay.model.generation import Status
 from replay.store import EventStore
 

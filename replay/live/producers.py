@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from replay.config import Settings
-from replay.errors import GenerationNotFound, ReplayError, StoreUnavailable
+from replay.errors import Abandoned, GenerationNotFound, ReplayError, Shutdown, StoreUnavailable
 from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
@@ -26,24 +26,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _QUIET_S = 5.0  # seconds without an append after which a producer compares its log
-
-
-class Abandoned(ReplayError):
-    """Nobody watched for as long as the caller allowed."""
-
-    code = "abandoned"
-
-
-class NodeLost(ReplayError):
-    """The node that produced this generation went away."""
-
-    code = "node_lost"
-
-
-class Shutdown(ReplayError):
-    """The node that produced this generation was shut down."""
-
-    code = "shutdown"
 
 
 class Producers:
