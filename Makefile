@@ -1,7 +1,8 @@
-# make run    the service on 127.0.0.1:8080, with its own Valkey     (needs python3)
-# make test   all tests                                              (needs Debian or Ubuntu, or the programs below)
-# make check  lint, types, architecture
-# make lock   pin the newest versions that pyproject.toml allows
+# make run         the service on 127.0.0.1:8080, with its own Valkey     (needs python3)
+# make test        the tests                                         (installs what they need on Debian and Ubuntu)
+# make test-slow   those that take long
+# make check       lint, types, architecture
+# make lock        pin the newest versions that pyproject.toml allows
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ UV_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-header --no-annotate pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev check test test-fast bench-storage lock clean
+.PHONY: help run install dev check programs test test-slow bench-storage lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,14 +41,15 @@ check: dev
 	$(BIN)/pytest tests/test_architecture.py
 
 # The real browser, proxies and JavaScript clients that the acceptance tests run against.
-test: dev
+programs:
 	sh tests/install-programs.sh
-	$(BIN)/pytest
 
-# Everything that takes less than some ten seconds.
-test-fast: dev
-	sh tests/install-programs.sh
+test: dev programs
 	$(BIN)/pytest -m "not slow"
+
+# Storms, long silences, restarts behind every proxy: what takes more than some ten seconds each.
+test-slow: dev programs
+	$(BIN)/pytest -m slow
 
 bench-storage: dev
 	$(BIN)/python -m tests.benchmarks.storage
