@@ -14,7 +14,7 @@ UV_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 .PHONY: help run install dev check programs test test-slow bench-storage lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# /!q;s/^# //p' Makefile
 
 run: install
 	exec $(BIN)/replay serve $(ARGS)
