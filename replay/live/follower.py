@@ -78,11 +78,8 @@ class Follower:
             feed.extend(fresh)
 
     def heard(self, events: Sequence[Event]) -> None:
-        """A batch from the channel."""
+        """A batch from the channel, whether or not the log is being read: it may be gone before that is done."""
         self._quiet_since = asyncio.get_running_loop().time()
-        if self._reading is not None and not self._reading.done():
-            self._again = True
-            return
         try:
             self._apply(events)
         except Hole:
