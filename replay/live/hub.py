@@ -85,9 +85,9 @@ class Hub:
         feed = self._feeds.get(generation_id)
         if feed is not None and generation_id not in self._followers and await self._is_ours(feed, last):
             return feed
+        if last is None and feed is not None and await self._may_come_back(feed):
+            return feed  # its follower says when that has taken too long
         if last is None and self.healing:
-            if feed is not None and not feed.invalid and not feed.log.complete:
-                return feed
             raise StoreUnavailable("Valkey has just come back and this generation is not there yet")
         if last is None:
             if feed is not None:
@@ -114,6 +114,12 @@ class Hub:
             self.on_lag(feed.generation_id)
             await feed.wait_change(last.id.seq - 1, timeout=_ACKNOWLEDGED_S)
         return not feed.invalid
+
+    async def _may_come_back(self, feed: Feed) -> bool:
+        """Whether a log that is missing may be put back by its producer."""
+        if feed.invalid or feed.log.complete:
+            return False
+        return not await self._store.was_buried(feed.generation_id, feed.start.run)
 
     @staticmethod
     def _is_stale(feed: Feed, last: Event) -> bool:

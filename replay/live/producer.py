@@ -6,6 +6,7 @@ It belongs to the node, not to the request that started it: a client hanging up 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 # How long a stream may stay open when everything was said: [DONE] proves nothing, and usage comes last.
 _AFTER_DONE_S = 1.0
 _AFTER_FINISH_S = 15.0
+_NEWS_S = 2.0
 
 
 class Producer:
@@ -65,6 +67,7 @@ class Producer:
         self._last_token_ms = 0
         self._ending = False  # the end is put; nothing may follow
         self._foreign: list[Event] = []  # what somebody else appended, as far as we were told
+        self._told = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._writer = Writer(
             store,
@@ -211,6 +214,11 @@ class Producer:
                 self._foreign = await self._store.read(self.generation_id, after=feed.log.last_id, limit=1000)
             except StoreUnavailable:
                 self._foreign = []
+        if not feed.log.complete and not self._foreign:
+            # A log that was deleted was ended before that, and the news is on its way.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_NEWS_S):
+                    await self._told.wait()
         if self._fits(self._foreign):
             feed.extend(self._foreign)
         if feed.log.complete:
@@ -228,6 +236,7 @@ class Producer:
             self.finish(Status.CANCELLED)
             return
         self._foreign = events
+        self._told.set()
         self._writer.check()
 
     @property
