@@ -210,10 +210,9 @@ class Producer:
         """Show how somebody else ended it."""
         feed = self.feed
         if not feed.log.complete and not self._fits(self._foreign):
-            try:
-                self._foreign = await self._store.read(self.generation_id, after=feed.log.last_id, limit=1000)
-            except StoreUnavailable:
-                self._foreign = []
+            with contextlib.suppress(StoreUnavailable):
+                read = await self._store.read(self.generation_id, after=feed.log.last_id, limit=1000)
+                self._foreign = read or self._foreign  # we may have been told meanwhile
         if not feed.log.complete and not self._foreign:
             # A log that was deleted was ended before that, and the news is on its way.
             with contextlib.suppress(TimeoutError):

@@ -2,7 +2,7 @@
 
 Any number of tasks share it. Commands of one turn of the event loop leave in one write and are answered
 in order, so a round trip carries as many as there are. A lost connection fails what is under way: whether
-those commands were carried out is unknown, and no command is ever sent twice on its own.
+those commands were carried out is unknown, and only a question that changes nothing (`ask`) is sent twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from valkey.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from replay.errors import InvalidSetting, StoreRefused, StoreUnavailable
-from replay.store.resp import Wire
+from replay.store.resp import ConnectionLost, Wire
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,13 @@ class Link:
         """Send a command and wait for its reply, after a short wait for a connection lost just now."""
         await self.ready()
         return await self.start_call(*args)
+
+    async def ask(self, *args: bytes | str | int) -> Any:
+        """`call` for a command that only reads: sent once more when the connection is cut under it."""
+        try:
+            return await self.call(*args)
+        except ConnectionLost:
+            return await self.call(*args)
 
     async def ready(self) -> None:
         """Wait a moment for a connection that was lost just now; raises StoreUnavailable."""

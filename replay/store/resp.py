@@ -29,6 +29,10 @@ _REFUSALS = {
 }
 
 
+class ConnectionLost(StoreUnavailable):
+    """The connection was cut before the reply came; nobody knows whether the command was carried out."""
+
+
 class ReadOnly(StoreRefused):
     """Valkey is a replica."""
 
@@ -48,6 +52,7 @@ class Wire(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._pushing = False
+        self._given_up = False
         self.waiting_since: float | None = None  # loop time of the last sign of life while replies are due
         self.lost = self._loop.create_future()
 
@@ -56,9 +61,10 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        kind = StoreUnavailable if self._given_up else ConnectionLost
         for reply in self._replies:
             if not reply.done():
-                reply.set_exception(StoreUnavailable(f"the connection to Valkey was lost: {exc or 'closed'}"))
+                reply.set_exception(kind(f"the connection to Valkey was lost: {exc or 'closed'}"))
                 reply.exception()  # seen: whoever made the call may be gone
         self._replies.clear()
         if not self.lost.done():
@@ -67,7 +73,7 @@ class Wire(asyncio.Protocol):
     def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
         reply: asyncio.Future[Any] = self._loop.create_future()
         if self._transport is None:
-            reply.set_exception(StoreUnavailable("the connection to Valkey was lost"))
+            reply.set_exception(ConnectionLost("the connection to Valkey was lost"))
             return reply
         self._send(args)
         if not self._replies:
@@ -122,6 +128,8 @@ class Wire(asyncio.Protocol):
             log.exception("a push could not be handled")
 
     def abort(self) -> None:
+        """Give the connection up."""
+        self._given_up = True
         if self._transport is not None:
             self._transport.abort()
 

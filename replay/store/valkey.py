@@ -126,23 +126,22 @@ class ValkeyStore:
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
-        entries = await self._reads.call("XREVRANGE", keys.events_key(generation_id), "+", "-", "COUNT", 1)
+        entries = await self._reads.ask("XREVRANGE", keys.events_key(generation_id), "+", "-", "COUNT", 1)
         return keys.parse_event(entries[0]) if entries else None
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
         """At most ``limit`` events behind ``after``."""
         start = "-" if after is None else f"({after}"
-        entries = await self._reads.call("XRANGE", keys.events_key(generation_id), start, "+", "COUNT", limit)
+        entries = await self._reads.ask("XRANGE", keys.events_key(generation_id), start, "+", "COUNT", limit)
         return [keys.parse_event(entry) for entry in entries]
 
     async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
         """Both ends of each log, in one round trip."""
-        await self._reads.ready()
-        asked = []
+        ask, asked = self._reads.ask, []
         for key in map(keys.events_key, generation_ids):
-            asked.append(self._reads.start_call("XRANGE", key, "-", "+", "COUNT", 1))
-            asked.append(self._reads.start_call("XREVRANGE", key, "+", "-", "COUNT", 1))
-            asked.append(self._reads.start_call("PEXPIRETIME", key))
+            asked.append(ask("XRANGE", key, "-", "+", "COUNT", 1))
+            asked.append(ask("XREVRANGE", key, "+", "-", "COUNT", 1))
+            asked.append(ask("PEXPIRETIME", key))
         answers = iter(await asyncio.gather(*asked))
         return [
             Ends(keys.parse_event(first[0]), keys.parse_event(last[0]), at if at > 0 else None)
@@ -177,7 +176,7 @@ class ValkeyStore:
 
     async def was_buried(self, generation_id: str, run: str) -> bool:
         """Whether a missing log is that of a run that is over; another run of the same id may be."""
-        return bool(await self._reads.call("EXISTS", keys.tombstone(generation_id, run)))
+        return bool(await self._reads.ask("EXISTS", keys.tombstone(generation_id, run)))
 
     # The channels.
 
@@ -225,7 +224,7 @@ class ValkeyStore:
 
     async def live(self) -> dict[str, str]:
         """Generation id -> producing node."""
-        pairs = await self._reads.call("HGETALL", keys.LIVE)
+        pairs = await self._reads.ask("HGETALL", keys.LIVE)
         return {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
 
     async def recent(self, *, before: str | None, limit: int) -> Page:
@@ -233,7 +232,7 @@ class ValkeyStore:
         top, skipped = ("+inf", None) if before is None else keys.parse_place(before)
         wanted = limit + 2  # one that was the last of the page before, and one that tells whether there are more
         while True:
-            answer = await self._reads.call(
+            answer = await self._reads.ask(
                 *("ZRANGE", keys.RECENT, top, "-inf", "BYSCORE", "REV", "LIMIT", 0, wanted, "WITHSCORES")
             )
             found = [(int(answer[i + 1]), answer[i].decode()) for i in range(0, len(answer), 2)]
@@ -292,8 +291,7 @@ class ValkeyStore:
     async def alive(self, nodes: Collection[str]) -> set[str]:
         """Which of these nodes are alive."""
         names = list(nodes)
-        await self._reads.ready()
-        answers = await asyncio.gather(*(self._reads.start_call("EXISTS", keys.node_key(name)) for name in names))
+        answers = await asyncio.gather(*(self._reads.ask("EXISTS", keys.node_key(name)) for name in names))
         return {name for name, answer in zip(names, answers, strict=True) if answer}
 
     async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
@@ -308,13 +306,12 @@ class ValkeyStore:
 
     async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the other nodes that are alive."""
-        members = await self._reads.call("ZRANGE", keys.NODES, 0, -1)
+        members = await self._reads.ask("ZRANGE", keys.NODES, 0, -1)
         nodes = [node for member in members if (node := member.decode()) != beside]
         if not generation_ids or not nodes:
             return dict.fromkeys(generation_ids, 0)
-        await self._reads.ready()
         rows = await asyncio.gather(
-            *(self._reads.start_call("HMGET", keys.watching_key(node), *generation_ids) for node in nodes)
+            *(self._reads.ask("HMGET", keys.watching_key(node), *generation_ids) for node in nodes)
         )
         return {
             generation_id: sum(int(count or 0) for count in column)

@@ -209,3 +209,22 @@ async def test_followers_of_one_generation_cost_one_subscription_and_give_it_bac
         await source.event("end")
         await source.close()
     await eventually("no subscription", lambda: subscriptions(valkey, id), lambda count: count == 0)
+
+
+@pytest.mark.parametrize("path", ["/events", "/transcript", ""])
+async def test_a_read_whose_connection_is_cut_under_it_is_made_again(world, upstream, path):
+    # given a generation that this node has yet to read from Valkey
+    upstream.script = generate(20)
+    id = await world.producing.run()
+
+    # when the connection is cut while the answer is on its way
+    world.wires.reads.hold_replies()
+    reading = asyncio.create_task(world.following.get(f"/generations/{id}{path}"))
+    await world.wires.reads.reply_held()
+    world.wires.reads.cut()
+    world.wires.reads.release()
+
+    # then its reader has noticed nothing
+    answer = await reading
+    assert (answer.status, answer.clean) == (200, True)
+    assert answer.body == (await world.producing.get(f"/generations/{id}{path}")).body
