@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import random
+import re
 import secrets
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from aiohttp import web
@@ -15,8 +17,13 @@ from replay.config import Settings
 from replay.errors import InvalidSetting
 from replay.http.events import Events
 from replay.http.generations import Generations
+from replay.http.openai import Calls, Completions
 from replay.http.ops import Ops
 from replay.http.problems import answer_problems
+from replay.http.responses import ResponseCalls
+from replay.http.stored import Stored
+from replay.http.streaming import Streaming
+from replay.http.tokens import Tokens
 from replay.http.transcripts import Transcripts
 from replay.live.counters import Counters
 from replay.live.hub import Hub
@@ -29,6 +36,7 @@ from replay.store.valkey import ValkeyStore
 from replay.upstream import Upstream
 from replay.upstream.demo import DemoUpstream
 from replay.upstream.openai import OpenAIUpstream
+from replay.upstream.table import UpstreamTable
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +81,14 @@ class App:
         parts.push_async_callback(self.producers.stop)
 
         starter = Starter(store, self.hub, self.producers, upstream, settings, node=self.name)
-        self._events = Events(self.hub, settings, counters)
-        generations = Generations(store, self.hub, self.producers, starter, self._events, settings, node=self.name)
+        self._streaming = Streaming(self.hub, settings, counters)
+        events = Events(self.hub, self._streaming)
+        generations = Generations(store, self.hub, self.producers, starter, events, settings, node=self.name)
         ops = Ops(store, self.hub, self.producers, counters)
         web_app = web.Application(middlewares=[answer_problems], client_max_size=settings.max_body_bytes)
-        for face in (generations, self._events, Transcripts(self.hub), ops):
+        calls = Calls(store, self.hub, self.producers, starter, upstream, self._streaming, settings)
+        openai = (Completions(calls), Stored(calls), Tokens(calls), ResponseCalls(calls))
+        for face in (generations, events, Transcripts(self.hub), ops, *openai):
             web_app.add_routes(face.routes())
         url = await self._listen(web_app)
         parts.callback(self._cut_subscribers)
@@ -115,7 +126,7 @@ class App:
         self.producers.draining = True
         log.info("draining", extra={"generations": len(self.producers), "subscribers": len(self.hub.subscribers)})
         await self.producers.drain(self.settings.drain_grace_s)
-        self._events.closed = True
+        self._streaming.closed = True
         await self._release_subscribers()
         await self.stop()
         log.info("drained")
@@ -138,16 +149,35 @@ class App:
         await self._parts.aclose()
 
 
-def build_upstream(settings: Settings) -> Upstream:
-    """The upstream that the settings name, else the OpenAI client's own environment variables, else the demo."""
-    base_url = settings.upstream_url or os.environ.get("OPENAI_BASE_URL")
-    api_key = settings.upstream_api_key or os.environ.get("OPENAI_API_KEY")
-    if base_url is None and api_key is None:
-        return DemoUpstream(settings.demo_tokens_per_second)
+def build_upstream(settings: Settings, environ: Mapping[str, str] = os.environ) -> Upstream:
+    """The upstreams that the settings name, else the OpenAI client's own environment variables, else the demo."""
+    base_url = settings.upstream_url or environ.get("OPENAI_BASE_URL")
+    api_key = settings.upstream_api_key or environ.get("OPENAI_API_KEY")
+    rows = [
+        _upstream_row(row, settings, environ) for row in re.split(r"[;\n]", settings.upstreams or "") if row.strip()
+    ]
+    if base_url is not None or api_key is not None:
+        others = _server(base_url or "https://api.openai.com/v1", api_key, settings)
+        return UpstreamTable([*rows, ("*", others)]) if rows else others
+    return UpstreamTable(rows) if rows else DemoUpstream(settings.demo_tokens_per_second)
+
+
+def _upstream_row(row: str, settings: Settings, environ: Mapping[str, str]) -> tuple[str, Upstream]:
+    pattern, *further = row.split()
+    if not 1 <= len(further) <= 2 or not further[0].startswith(("http://", "https://")):
+        raise InvalidSetting(f"--upstreams: expected a pattern, a base URL and a variable's name, got {row.strip()!r}")
+    if len(further) == 2 and further[1] not in environ:
+        raise InvalidSetting(
+            f"--upstreams: expected a key for {pattern} in the variable {further[1]}, which is not set"
+        )
+    return pattern, _server(further[0], environ[further[1]] if len(further) == 2 else None, settings)
+
+
+def _server(base_url: str, api_key: str | None, settings: Settings) -> OpenAIUpstream:
     return OpenAIUpstream(
-        base_url=base_url or "https://api.openai.com/v1",
+        base_url=base_url,
         api_key=api_key or "none",  # local servers ask for no key; the client wants one
         connect_timeout_s=settings.upstream_connect_timeout_s,
         idle_timeout_s=settings.upstream_idle_timeout_s,
-        retries=settings.upstream_retries,
+        speaks_responses={"yes": True, "no": False}.get(settings.upstream_responses),
     )

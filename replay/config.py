@@ -20,10 +20,18 @@ ENV_PREFIX = "REPLAY_"
 
 
 def _setting(
-    default: Any, help: str, *, secret: bool = False, least: float | None = None, most: float = sys.maxsize
+    default: Any,
+    help: str,
+    *,
+    secret: bool = False,
+    least: float | None = None,
+    most: float = sys.maxsize,
+    choices: Sequence[str] = (),
 ) -> Any:
     """A setting; a secret has no flag, since every user of a machine can read its process list."""
-    return field(default=default, metadata={"help": help, "secret": secret, "least": least, "most": most})
+    return field(
+        default=default, metadata={"help": help, "secret": secret, "least": least, "most": most, "choices": choices}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +46,9 @@ class Settings:
     )
     data_dir: Path = _setting(Path("replay-data"), "where the node's own Valkey keeps its append-only file")
     embedded_fsync: str = _setting(
-        "everysec", "appendfsync of the node's own Valkey: everysec (a power cut may lose a second) or always"
+        "everysec",
+        "appendfsync of the node's own Valkey: everysec (a power cut may lose a second) or always",
+        choices=("everysec", "always"),
     )
 
     upstream_url: str | None = _setting(
@@ -46,11 +56,30 @@ class Settings:
         "base URL of the OpenAI-compatible upstream, with /v1; else OPENAI_BASE_URL; else the model `demo` answers",
     )
     upstream_api_key: str | None = _setting(None, "key for the upstream; else OPENAI_API_KEY", secret=True)
+    upstreams: str | None = _setting(
+        None,
+        "further upstreams by model: rows of a pattern, a base URL and, where it asks for a key, the environment "
+        "variable that holds it, separated by `;`; the first row that fits answers, --upstream-url all others",
+    )
+    upstream_credentials: str = _setting(
+        "own",
+        "whose key the upstream sees: own (the service's), or caller (the one each request brings)",
+        choices=("own", "caller"),
+    )
+    upstream_responses: str = _setting(
+        "auto",
+        "whether upstreams know the Responses API: yes, no (requests are translated), or auto: it is found out",
+        choices=("auto", "yes", "no"),
+    )
     upstream_connect_timeout_s: float = _setting(10.0, "seconds to reach the upstream", least=0.001)
     upstream_idle_timeout_s: float = _setting(
         300.0, "seconds without a byte from the upstream, comments included; long prompts take minutes", least=0.001
     )
-    upstream_retries: int = _setting(2, "further tries before the first byte: refused, 408, 409, 429 and 5xx", least=0)
+    upstream_retries: int = _setting(
+        2,
+        "further tries before the first byte: refused, 408, 409, 429 and 5xx; none under /v1, where clients try again",
+        least=0,
+    )
     demo_tokens_per_second: float = _setting(30.0, "pace of the model `demo`, about a fast reader's", least=0.001)
 
     ttl_s: int = _setting(86_400, "seconds a generation is kept after its end, where the caller names none", least=1)
@@ -62,6 +91,11 @@ class Settings:
         30.0, "seconds a request body may take to arrive; protects from callers that hold it back", least=0.001
     )
     max_metadata_bytes: int = _setting(16 << 10, "a generation's metadata as JSON; every list carries it", least=2)
+    max_kept_request_bytes: int = _setting(
+        256 << 10,
+        "a request kept beside its generation, for its messages and for responses that continue it; not if larger",
+        least=0,
+    )
     max_chunk_bytes: int = _setting(4 << 20, "one upstream event; protects from an endless line", least=1024)
     max_generation_bytes: int = _setting(
         32 << 20, "one generation's log in memory, where a node keeps the logs it serves", least=1024
@@ -101,7 +135,7 @@ class Settings:
         3.0, "seconds over which readers are released, so that they do not return at once", least=0
     )
 
-    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -109,10 +143,9 @@ class Settings:
             value = getattr(self, setting.name)
             if least is not None and not least <= value <= most:
                 raise InvalidSetting(f"{flag(setting)}: expected a number from {least} to {most}, got {value}")
-        if self.embedded_fsync not in ("everysec", "always"):
-            raise InvalidSetting(f"--embedded-fsync: expected everysec or always, got {self.embedded_fsync!r}")
-        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-            raise InvalidSetting(f"--log-level: expected DEBUG, INFO, WARNING or ERROR, got {self.log_level!r}")
+            choices = setting.metadata["choices"]
+            if choices and value not in choices:
+                raise InvalidSetting(f"{flag(setting)}: expected {' or '.join(choices)}, got {value!r}")
 
 
 def flag(setting: Field[Any]) -> str:

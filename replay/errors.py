@@ -5,6 +5,9 @@ Raise them inwards with what was expected and what came; ``http/problems.py`` an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 
 class ReplayError(Exception):
     """Something went wrong inside the service."""
@@ -49,6 +52,19 @@ class GenerationNotFound(ReplayError):
 
     code = "generation_not_found"
     status = 404
+
+
+class ModelNotFound(ReplayError):
+    """No upstream answers for this model."""
+
+    code = "model_not_found"
+    status = 404
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    """The response to continue from is not here any more, or was never complete."""
+
+    code = "previous_response_not_found"
 
 
 class NotAcceptable(ReplayError):
@@ -117,6 +133,15 @@ class DataDirInUse(ReplayError):
     code = "data_dir_in_use"
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An upstream's answer that was an error, as it came."""
+
+    status: int
+    headers: dict[str, str]  # content type, and when to come back
+    body: str
+
+
 class UpstreamError(ReplayError):
     """The upstream answered with an error.
 
@@ -126,9 +151,12 @@ class UpstreamError(ReplayError):
     code = "upstream_error"
     status = 502
 
-    def __init__(self, message: str, *, details: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, message: str, *, details: dict[str, object] | None = None, refusal: Refusal | None = None
+    ) -> None:
         super().__init__(message)
         self.details = details or {}
+        self.refusal = refusal
 
 
 class UpstreamInvalid(UpstreamError):
@@ -167,15 +195,32 @@ class Abandoned(ReplayError):
     """Nobody watched for as long as the caller allowed."""
 
     code = "abandoned"
+    status = 409
 
 
 class NodeLost(ReplayError):
     """The node that produced this generation went away."""
 
     code = "node_lost"
+    status = 503
 
 
 class Shutdown(ReplayError):
     """The node that produced this generation was shut down."""
 
     code = "shutdown"
+    status = 503
+
+
+def status_of(code: str) -> int:
+    """The HTTP status of the errors with this code."""
+    return _STATUSES.get(code, ReplayError.status)
+
+
+def _tree(error: type[ReplayError]) -> Iterator[type[ReplayError]]:
+    yield error
+    for kind in error.__subclasses__():
+        yield from _tree(kind)
+
+
+_STATUSES = {error.code: error.status for error in reversed(list(_tree(ReplayError)))}

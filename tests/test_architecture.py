@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "wire": {"errors", "model.*", "wire", "wire.*"},
     # The port speaks of events; a claim is kept as JSON.
     "store": {"errors", "model.*", "store", "store.*", "wire", "wire.json"},
-    "upstream": {"errors", "wire", "wire.json", "wire.openai", "upstream", "upstream.*"},
+    "upstream": {"errors", "wire", "wire.json", "wire.openai", "wire.responses_request", "upstream", "upstream.*"},
     # What moves events has to read and write them: the producer decodes the upstream, the feed encodes for readers.
     "live": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*"},
     "http": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*", "http", "http.*"},

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from replay.config import Settings
 from replay.errors import InvalidRequest, StoreUnavailable
 from replay.http import negotiation
 from replay.http.negotiation import generation_id_of
-from replay.http.takeover import TakenOver, head, is_chunked, release
+from replay.http.streaming import Streaming
 from replay.http.transcripts import transcript_of
-from replay.live.counters import Counters
-from replay.live.feed import Channel, Feed
+from replay.live.feed import Feed
 from replay.live.hub import Hub
-from replay.live.subscriber import Delivery, Pace, Subscriber, cut
+from replay.live.subscriber import Pace
 from replay.model.event import EventId
 from replay.wire import json
-from replay.wire.events import CHUNKS, NDJSON, SSE, Face, event_objects
+from replay.wire.events import NDJSON, SSE, Face, event_objects
+from replay.wire.openai_faces import CHUNKS
 
 _STREAM = "text/event-stream"
 _LINES = "application/x-ndjson"
@@ -67,11 +65,9 @@ class Place:
 class Events:
     """`GET /generations/{id}/events`."""
 
-    def __init__(self, hub: Hub, settings: Settings, counters: Counters) -> None:
-        self.closed = False  # the node is going away: readers are sent elsewhere
+    def __init__(self, hub: Hub, streaming: Streaming) -> None:
         self._hub = hub
-        self._settings = settings
-        self._counters = counters
+        self._streaming = streaming
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
@@ -89,12 +85,13 @@ class Events:
             feed = await self._hub.open(generation_id)
             place = await self._place(feed, wish)
         except StoreUnavailable:
-            return await self._come_back(request, wish.face)
-        if self.closed or feed.invalid:
-            return await self._come_back(request, wish.face)
+            return await self._streaming.come_back(request, wish.face)
+        if self._streaming.closed or feed.invalid:
+            return await self._streaming.come_back(request, wish.face)
         if place.start >= len(feed.log) and feed.log.complete and wish.face is not NDJSON:
             return web.Response(status=204)
-        return self._stream(request, feed, wish.face, place, wish.pace)
+        preface = b"".join(wish.face.notice(name, data, event_id) for name, data, event_id in place.notices)
+        return self._streaming.stream(request, feed, wish.face, start=place.start, preface=preface, pace=wish.pace)
 
     async def _place(self, feed: Feed, wish: Wish) -> Place:
         log, cursor = feed.log, wish.cursor
@@ -109,48 +106,11 @@ class Events:
             return Place(stop, (("snapshot", transcript_of(feed, stop), str(log.event_id(stop - 1))),))
         return Place(0 if wish.since_ms is None else log.since(wish.since_ms))
 
-    def _stream(self, request: web.Request, feed: Feed, face: Face, place: Place, pace: Pace) -> web.StreamResponse:
-        settings = self._settings
-        retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
-        delivery = Delivery(
-            channel=Channel(face, is_chunked(request)),
-            head=head(request, _headers(face, feed.generation_id)),
-            preface=retry + b"".join(face.notice(name, data, event_id) for name, data, event_id in place.notices),
-            start=place.start,
-            pace=pace,
-            buffer_bytes=settings.write_buffer_bytes,
-            deadline_s=settings.write_deadline_s,
-        )
-        subscribers = self._hub.subscribers
-        subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
-        subscribers.add(subscriber)
-        transport = release(request)
-        if transport is None:
-            subscribers.discard(subscriber)
-        else:
-            subscriber.take_over(transport, delivery)
-        return TakenOver()
-
-    async def _come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
-        """Answer so that an `EventSource` tries again: any other status would end it for good."""
-        channel = Channel(face, is_chunked(request))
-        transport = request.transport
-        if transport is not None and not transport.is_closing():
-            transport.write(head(request, _headers(face, None)) + channel.framed(face.keepalive))
-            for _ in range(100):  # the transport may write only when the loop turns
-                if not transport.get_write_buffer_size() or transport.is_closing():
-                    break
-                await asyncio.sleep(0.01)
-        transport = release(request)
-        if transport is not None:
-            cut(transport, chunked=channel.chunked)
-        return TakenOver()
-
     async def _page(self, feed: Feed, wish: Wish) -> web.Response:
         place = await self._place(feed, wish)
         log = feed.log
         stop = min(place.start + wish.limit, len(log))
-        events = event_objects(log, feed.templates, place.start, stop)
+        events = event_objects(feed.recording, place.start, stop)
         complete = log.complete and stop == len(log)
         following = None if complete else str(log.event_id(stop - 1)) if stop else _FROM_START
         reset = b"".join(b',"reset":' + json.dumps({"type": name, **data}) for name, data, _ in place.notices)
@@ -161,16 +121,6 @@ class Events:
             reset,
         )
         return web.Response(body=body, content_type=_PAGE, headers={"Cache-Control": "no-cache"})
-
-
-def _headers(face: Face, generation_id: str | None) -> dict[str, str]:
-    headers = {
-        "Content-Type": face.content_type,
-        "Cache-Control": "no-cache, no-transform",
-        "X-Accel-Buffering": "no",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return headers if generation_id is None else headers | {"Replay-Generation-Id": generation_id}
 
 
 def _face(request: web.Request) -> Face | None:

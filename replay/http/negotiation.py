@@ -18,7 +18,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def generation_id_of(request: web.Request) -> str:
     """The id in the path; raises GenerationNotFound for what can be none."""
-    text = request.match_info["id"]
+    return generation_id_in(request.match_info["id"])
+
+
+def generation_id_in(text: str) -> str:
+    """The text, if it can be a generation's id; raises GenerationNotFound."""
     if not is_generation_id(text):
         raise GenerationNotFound(f"generation {text[:150]!r} does not exist")
     return text

@@ -13,6 +13,7 @@ from replay.config import Settings
 from replay.errors import BodyTooLarge, InvalidRequest, RequestTimeout
 from replay.live.starter import Order
 from replay.model.generation import check_generation_id
+from replay.upstream import CREDENTIALS, Api
 from replay.wire import json
 
 _OPTIONS = frozenset(("id", "ttl", "metadata", "abandon_after"))
@@ -22,12 +23,29 @@ _LONGEST_MODEL = 512  # every list carries it
 
 async def read_order(request: web.Request, settings: Settings) -> Order:
     """The order in a request's body and headers; raises InvalidRequest."""
-    body = await _json_object(request, settings)
+    body = await read_object(request, settings)
     options = body.pop("replay", None)
+    body.pop("stream", None)  # upstream calls always stream
+    return order_of(request, chat_request(body), options, settings)
+
+
+def order_of(
+    request: web.Request,
+    body: dict[str, Any],
+    options: Any,
+    settings: Settings,
+    *,
+    api: Api | None = None,
+    response: dict[str, Any] | None = None,
+) -> Order:
+    """The order to put ``body`` to the upstream, with the member `replay` of the request; raises InvalidRequest."""
+    model = body.get("model")
+    if model is not None and not (isinstance(model, str) and 0 < len(model) <= _LONGEST_MODEL):
+        raise InvalidRequest(f"model: expected a name of at most {_LONGEST_MODEL} characters, got {shown(model)}")
     if options is None:
         options = {}
     if not isinstance(options, dict):
-        raise InvalidRequest(f"replay: expected an object, got {_shown(options)}")
+        raise InvalidRequest(f"replay: expected an object, got {shown(options)}")
     unknown = options.keys() - _OPTIONS
     if unknown:
         raise InvalidRequest(f"replay: expected {', '.join(sorted(_OPTIONS))}, got {', '.join(sorted(unknown))[:200]}")
@@ -35,10 +53,14 @@ async def read_order(request: web.Request, settings: Settings) -> Order:
     abandon_after_s = _seconds(options, "abandon_after", least=0.1, most=settings.max_ttl_s)
     generation_id = options.get("id")
     return Order(
-        request=_chat_request(body),
+        request={key: value for key, value in body.items() if not (key == "model" and value is None)},
+        api=api,
+        credentials=credentials_of(request, settings),
+        keep_request=body.get("store") is not False,
+        response=response,
         generation_id=None if generation_id is None else check_generation_id(generation_id),
         ttl_ms=math.ceil((settings.ttl_s if ttl_s is None else ttl_s) * 1000),
-        metadata=_metadata(options.get("metadata"), settings),
+        metadata=_metadata(options, body if api else {}, settings),
         abandon_after_ms=None if abandon_after_s is None else math.ceil(abandon_after_s * 1000),
         idempotency_key=_idempotency_key(request),
     )
@@ -57,7 +79,7 @@ async def _read(request: web.Request, settings: Settings) -> bytes:
         raise InvalidRequest(f"body: {error.message}") from error
 
 
-async def _json_object(request: web.Request, settings: Settings) -> dict[str, Any]:
+async def read_object(request: web.Request, settings: Settings) -> dict[str, Any]:
     raw = await _read(request, settings)
     try:
         body = json.loads(raw)
@@ -66,27 +88,30 @@ async def _json_object(request: web.Request, settings: Settings) -> dict[str, An
     if json.is_deep(raw, body):
         raise InvalidRequest(f"body: expected at most {json.DEEPEST} levels of JSON")
     if not isinstance(body, dict):
-        raise InvalidRequest(f"body: expected a JSON object, got {_shown(body)}")
+        raise InvalidRequest(f"body: expected a JSON object, got {shown(body)}")
     return body
 
 
-def _chat_request(body: dict[str, Any]) -> dict[str, Any]:
+def chat_request(body: dict[str, Any]) -> dict[str, Any]:
     """The upstream's request: what was sent, with a bare prompt as one message of the user."""
-    model = body.get("model")
-    if model is not None and not (isinstance(model, str) and 0 < len(model) <= _LONGEST_MODEL):
-        raise InvalidRequest(f"model: expected a name of at most {_LONGEST_MODEL} characters, got {_shown(model)}")
     if "prompt" in body:
         prompt = body.pop("prompt")
         if not isinstance(prompt, str):
-            raise InvalidRequest(f"prompt: expected a string, got {_shown(prompt)}")
+            raise InvalidRequest(f"prompt: expected a string, got {shown(prompt)}")
         if "messages" in body:
             raise InvalidRequest("prompt and messages: expected one of them")
         body["messages"] = [{"role": "user", "content": prompt}]
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
-        raise InvalidRequest(f"messages: expected a list of at least one message, or a prompt; got {_shown(messages)}")
-    body.pop("stream", None)  # upstream calls always stream
-    return {key: value for key, value in body.items() if not (key == "model" and value is None)}
+        raise InvalidRequest(f"messages: expected a list of at least one message, or a prompt; got {shown(messages)}")
+    return body
+
+
+def credentials_of(request: web.Request, settings: Settings) -> dict[str, str] | None:
+    """The caller's own credentials where those are passed on; None where the service has its own."""
+    if settings.upstream_credentials == "own":
+        return None
+    return {name: request.headers[name] for name in CREDENTIALS if name in request.headers}
 
 
 def _seconds(options: dict[str, Any], name: str, *, least: float, most: float) -> float | None:
@@ -94,15 +119,19 @@ def _seconds(options: dict[str, Any], name: str, *, least: float, most: float) -
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InvalidRequest(f"replay.{name}: expected seconds from {least:g} to {most:g}, got {_shown(value)}")
+        raise InvalidRequest(f"replay.{name}: expected seconds from {least:g} to {most:g}, got {shown(value)}")
     return value
 
 
-def _metadata(value: Any, settings: Settings) -> dict[str, Any] | None:
+def _metadata(options: dict[str, Any], body: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
+    """The generation's own, or else what the upstream is told."""
+    value = options.get("metadata")
+    if value is None:
+        value = body["metadata"] if isinstance(body.get("metadata"), dict) else None
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"replay.metadata: expected an object, got {_shown(value)}")
+        raise InvalidRequest(f"replay.metadata: expected an object, got {shown(value)}")
     size = len(json.dumps(value))
     if size > settings.max_metadata_bytes:
         raise InvalidRequest(f"replay.metadata: expected at most {settings.max_metadata_bytes} bytes, got {size}")
@@ -116,5 +145,6 @@ def _idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The beginning of a value, for a message."""
     return json.dumps(value)[:100].decode(errors="replace")

@@ -1,19 +1,23 @@
-"""Errors on the wire: RFC 9457 problem documents, answered once, at the edge."""
+"""Errors on the wire, answered once, at the edge: RFC 9457 problem documents, under `/v1/` in OpenAI's shape."""
 
 from __future__ import annotations
 
 import logging
+import secrets
 from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from replay.errors import BodyTooLarge, CrossSiteRequest, ReplayError
+from replay.errors import BodyTooLarge, CrossSiteRequest, GenerationExists, LimitExceeded, ReplayError
 from replay.wire import json
 
 log = logging.getLogger(__name__)
 
 _READING = frozenset(("GET", "HEAD", "OPTIONS"))
+# OpenAI's clients try again after these; after some of ours it cannot help.
+_RETRIED = frozenset((408, 409, 429, *range(500, 600)))
+_PERMANENT = frozenset((GenerationExists.code, LimitExceeded.code))
 
 
 def problem(status: int, title: str, detail: str, code: str) -> web.Response:
@@ -22,44 +26,88 @@ def problem(status: int, title: str, detail: str, code: str) -> web.Response:
     return web.Response(status=status, body=json.dumps(document), content_type="application/problem+json")
 
 
-def problem_of(error: ReplayError) -> web.Response:
-    """The answer to an error of our own."""
-    response = problem(error.status, error.title, str(error) or error.title, error.code)
+def openai_error(
+    status: int, message: str, type: str, code: object, param: object = None, *, retry: bool | None = None
+) -> web.Response:
+    """An error in OpenAI's shape; ``retry`` tells its clients whether to try again where the status does not."""
+    error = {"message": message, "type": type, "param": param, "code": code}
+    response = web.Response(status=status, body=json.dumps({"error": error}), content_type="application/json")
+    if retry is not None:
+        response.headers["x-should-retry"] = str(retry).lower()
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def _type_of(status: int) -> str:
+    """OpenAI's word for a kind of error."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+
+
+def _answer_to(request: web.Request, status: int, title: str, detail: str, code: str) -> web.Response:
+    """The error in the shape that the caller of this path expects."""
+    if not _is_openai(request):
+        return problem(status, title, detail, code)
+    permanent = status in _RETRIED and code in _PERMANENT
+    return openai_error(status, detail, _type_of(status), code, retry=False if permanent else None)
+
+
+def _is_openai(request: web.Request) -> bool:
+    return request.path.startswith("/v1/")
+
+
+@web.middleware
+async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a handler raises into an error document; name every request of OpenAI's API."""
+    if not _is_openai(request):
+        return await _answer(request, handler)
+    request["request_id"] = "req_" + secrets.token_hex(16)
+    response = await _answer(request, handler)
+    if not response.prepared:
+        response.headers.setdefault("x-request-id", request["request_id"])
+    return response
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        if request.method not in _READING:
+            refuse_cross_site(request)
+        return await handler(request)
+    except ReplayError as error:
+        return _answer_to_error(request, error)
+    except web.HTTPRequestEntityTooLarge as error:
+        return _answer_to_error(request, BodyTooLarge(error.text or "the body is too large"))
+    except web.HTTPException as error:
+        if error.status < HTTPStatus.BAD_REQUEST:
+            raise
+        return _answer_to_http(request, error)
+    except ConnectionResetError:
+        raise
+    except Exception:
+        log.exception("request failed", extra={"method": request.method, "path": request.path})
+        title = "Something went wrong inside the service."
+        return _answer_to(request, ReplayError.status, title, "see the log", ReplayError.code)
+
+
+def _answer_to_error(request: web.Request, error: ReplayError) -> web.Response:
+    response = _answer_to(request, error.status, error.title, str(error) or error.title, error.code)
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = "1"
     return response
 
 
-@web.middleware
-async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into a problem document."""
-    try:
-        _refuse_cross_site(request)
-        return await handler(request)
-    except ReplayError as error:
-        return problem_of(error)
-    except web.HTTPRequestEntityTooLarge as error:
-        return problem_of(BodyTooLarge(error.text or "the body is too large"))
-    except web.HTTPException as error:
-        if error.status < HTTPStatus.BAD_REQUEST:
-            raise
-        return _http_problem(request, error)
-    except ConnectionResetError:
-        raise
-    except Exception:
-        log.exception("request failed", extra={"method": request.method, "path": request.path})
-        return problem(500, "Something went wrong inside the service.", "see the log", ReplayError.code)
-
-
-def _http_problem(request: web.Request, error: web.HTTPException) -> web.Response:
+def _answer_to_http(request: web.Request, error: web.HTTPException) -> web.Response:
     phrase = HTTPStatus(error.status).phrase
-    answer = problem(error.status, phrase, f"{request.method} {request.path}", phrase.lower().replace(" ", "_"))
+    code = phrase.lower().replace(" ", "_")
+    answer = _answer_to(request, error.status, phrase, f"{request.method} {request.path}", code)
     if isinstance(error, web.HTTPMethodNotAllowed):
         answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     return answer
 
 
-def _refuse_cross_site(request: web.Request) -> None:
-    """A page of another site may make a browser send a POST with the user's network position."""
-    if request.method not in _READING and request.headers.get("Sec-Fetch-Site") == "cross-site":
+def refuse_cross_site(request: web.Request) -> None:
+    """A page of another site may make a browser send a request with the user's network position."""
+    if request.headers.get("Sec-Fetch-Site") == "cross-site":
         raise CrossSiteRequest("this page belongs to another site; call from your own origin, or from a server")

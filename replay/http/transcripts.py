@@ -14,6 +14,7 @@ from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.model.generation import Status
 from replay.wire import json
+from replay.wire.completions import whole_message
 from replay.wire.events import decode_end
 
 _JSON = "application/json"
@@ -72,21 +73,13 @@ def transcript_of(feed: Feed, stop: int) -> dict[str, Any]:
         "model": start.model,
         "created": log.times[0] / 1000,
         "text": folded.text,
-        "message": _message(folded.message),
+        "message": whole_message(folded.message),
         "finish_reason": folded.finish_reason,
         "usage": folded.usage,
         "last_event_id": str(log.event_id(stop - 1)),
         "timing": _timing(log.times[0], log.times[stop - 1], log.token_times(stop)),
         "metadata": start.metadata or {},
     }
-
-
-def _message(folded: dict[str, Any]) -> dict[str, Any]:
-    """The message as a call without streaming gives it: a call's index is only for putting its pieces together."""
-    calls = folded.get("tool_calls")
-    if calls is None:
-        return folded
-    return folded | {"tool_calls": [{key: call[key] for key in call if key != "index"} for call in calls]}
 
 
 def _timing(started_ms: int, last_ms: int, token_times: list[int]) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from replay.model.event import Event
-from replay.model.generation import Start
+from replay.model.generation import Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
-from replay.wire.events import Face, Templates, decode_start, fold
+from replay.wire.events import Face, Recording, decode_end, fold
 
 if TYPE_CHECKING:
     from replay.live.subscriber import Subscriber
@@ -50,7 +51,7 @@ class Feed:
     def __init__(self, generation_id: str) -> None:
         self.generation_id = generation_id
         self.log = Log()
-        self.templates = Templates(self.log)
+        self.recording = Recording(self.log)
         self.invalid = False  # the log it shows is not the one in Valkey; nobody may be served from it
         self.last_written = asyncio.get_running_loop().time()  # to the live subscribers
         self.idle_since: float | None = self.last_written  # loop time at which the last subscriber left
@@ -59,6 +60,7 @@ class Feed:
         self._segments: dict[tuple[Channel, int], bytes] = {}
         self._changed = asyncio.Event()
         self._waiting = 0  # requests that wait for something to change
+        self._watching = 0  # requests that wait for the whole answer
         self._folded = (0, Transcript())  # how many events are in it
 
     @property
@@ -69,7 +71,7 @@ class Feed:
     @property
     def subscribers(self) -> int:
         """How many follow it here."""
-        return len(self._behind) + sum(map(len, self._live.values()))
+        return len(self._behind) + sum(map(len, self._live.values())) + self._watching
 
     @property
     def size(self) -> int:
@@ -79,7 +81,17 @@ class Feed:
     @property
     def start(self) -> Start:
         """What the log's first event tells."""
-        return decode_start(self.log.entries[0])
+        return self.recording.start
+
+    @property
+    def completed(self) -> bool:
+        """Whether it has ended, and well."""
+        return self.log.complete and decode_end(self.log.entries[-1]).status is Status.COMPLETED
+
+    @property
+    def refused(self) -> bool:
+        """Whether it has failed without a word of the upstream's."""
+        return self.log.complete and len(self.log) == 2 and decode_end(self.log.entries[-1]).status is Status.FAILED
 
     @property
     def expired(self) -> bool:
@@ -131,7 +143,7 @@ class Feed:
 
     def frames(self, channel: Channel, start: int, stop: int) -> bytes:
         """The events from ``start`` to before ``stop``, ready to be written."""
-        data = channel.face.encode(self.log, self.templates, start, stop)
+        data = channel.face.encode(self.recording, start, stop)
         return channel.framed(data) if data else b""
 
     def segment(self, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
@@ -164,6 +176,20 @@ class Feed:
         """A subscriber that has left."""
         self._behind.discard(subscriber)
         self._live.get(subscriber.channel, set()).discard(subscriber)
+        self._idle_if_left()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count as a subscriber while waiting for the whole answer."""
+        self.idle_since = None
+        self._watching += 1
+        try:
+            yield
+        finally:
+            self._watching -= 1
+            self._idle_if_left()
+
+    def _idle_if_left(self) -> None:
         if self.idle_since is None and not self.subscribers:
             self.idle_since = asyncio.get_running_loop().time()
             self._segments.clear()
@@ -203,7 +229,7 @@ class Feed:
         folded, transcript = self._folded
         if folded > stop:
             folded, transcript = 0, Transcript()
-        fold(self.log, self.templates, stop, start=folded, onto=transcript)
+        fold(self.recording, stop, start=folded, onto=transcript)
         self._folded = (stop, transcript)
         return transcript
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from replay.config import Settings
@@ -26,7 +27,7 @@ from replay.live.writer import Fenced, Writer
 from replay.model.event import Entry, Event
 from replay.model.generation import End, Status
 from replay.store import EventStore
-from replay.upstream import Upstream
+from replay.upstream import Api, Call, Upstream
 from replay.wire.events import encode_end
 from replay.wire.openai import Recorder
 from replay.wire.sse import Decoder
@@ -44,7 +45,7 @@ class Producer:
 
     def __init__(
         self,
-        request: dict[str, Any],
+        call: Call,
         *,
         feed: Feed,
         store: EventStore,
@@ -56,12 +57,13 @@ class Producer:
         self.last_watched_ms = feed.log.times[0]
         self.watched_elsewhere = False
         self._start = feed.start
-        self._request = request
+        self.answered = asyncio.Event()  # the upstream has accepted the call, or never will
+        self._call: Call | None = call
         self._store = store
         self._upstream = upstream
         self._settings = settings
         self._counters = counters
-        self._recorder = Recorder()
+        self._recorder = Recorder(responses=call.api is Api.RESPONSES)
         self._tokens = 0
         self._first_token_ms: int | None = None
         self._last_token_ms = 0
@@ -92,10 +94,12 @@ class Producer:
 
     async def run(self) -> None:
         """Call the upstream and record it, until the end stands and needs no repair."""
-        self._reading = asyncio.create_task(self._read())
+        assert self._call is not None
+        self._reading = asyncio.create_task(self._read(self._call))
         try:
             await self._write()
         finally:
+            self.answered.set()
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
@@ -107,7 +111,7 @@ class Producer:
             if self._reading is not None:
                 self._reading.cancel()
             await self._adopt()
-        self._request = {}  # up to 8 MiB that nobody needs any more
+        self._call = None  # up to 8 MiB that nobody needs any more
         if not self.feed.log.complete:
             return
         try:
@@ -115,25 +119,26 @@ class Producer:
         except Fenced:
             log.info("log is gone", extra={"generation": self.generation_id})
 
-    async def _read(self) -> None:
+    async def _read(self, call: Call) -> None:
         error: ReplayError | None
         decoder = Decoder(self._settings.max_chunk_bytes)
         try:
-            await self._record_stream(decoder)
+            await self._record_stream(call, decoder)
             error = self._recorder.verdict(foreign=decoder.foreign)
         except (UpstreamTruncated, UpstreamTimeout, TimeoutError) as cut:
             error = self._recorder.verdict(foreign=decoder.foreign) and _as_error(cut)
-        except (UpstreamError, LimitExceeded) as failure:
+        except ReplayError as failure:
             error = failure
         except Exception as bug:
             log.exception("recording failed", extra={"generation": self.generation_id})
             error = ReplayError(f"recording failed: {bug!r}")
         self.finish(Status.COMPLETED if error is None else Status.FAILED, error)
 
-    async def _record_stream(self, decoder: Decoder) -> None:
+    async def _record_stream(self, call: Call, decoder: Decoder) -> None:
         loop = asyncio.get_running_loop()
         recorder = self._recorder
-        async with self._upstream.stream(self._request) as pieces, asyncio.timeout(None) as patience:
+        async with self._upstream.stream(call) as pieces, asyncio.timeout(None) as patience:
+            self.answered.set()
             try:
                 async for piece in pieces:
                     for message in decoder.feed(piece):
@@ -197,6 +202,7 @@ class Producer:
             total_tokens=self._tokens,
             ttft_ms=None if self._first_token_ms is None else self._first_token_ms - started_ms,
             duration_ms=ended_ms - started_ms,
+            refusal=asdict(error.refusal) if isinstance(error, UpstreamError) and error.refusal else None,
         )
         self._writer.put(encode_end(end), ms=ended_ms)
         if self._reading is not asyncio.current_task() and self._reading is not None:

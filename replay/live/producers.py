@@ -18,7 +18,7 @@ from replay.live.writer import Fenced, Writer
 from replay.model.event import Event
 from replay.model.generation import Status
 from replay.store import EventStore
-from replay.upstream import Upstream
+from replay.upstream import Call, Upstream
 from replay.wire.events import decode_end
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,10 @@ class Producers:
             return None
         return producer.feed
 
-    def produce(self, feed: Feed, request: dict[str, Any]) -> None:
+    def produce(self, feed: Feed, call: Call) -> None:
         """Call the upstream for a generation whose `start` is acknowledged."""
         producer = Producer(
-            request,
+            call,
             feed=feed,
             store=self._store,
             upstream=self._upstream,
@@ -119,13 +119,26 @@ class Producers:
                 "error": end.error and end.error["code"],
             },
         )
+        claim = feed.start.idempotency
         while True:
             try:
                 await self._store.unregister(feed.generation_id)
+                if claim is not None and feed.refused and feed.start.api is not None:
+                    await self._store.release(claim)  # its caller was told, and may ask again
             except StoreUnavailable:
                 await asyncio.sleep(0.25)
             else:
                 return
+
+    async def answered(self, feed: Feed, patience_s: float) -> None:
+        """Wait until the first words of a generation, or its end without any.
+
+        An upstream that has accepted the call and says nothing is waited for no longer than ``patience_s``.
+        """
+        producer = self._running.get(feed.generation_id)
+        if producer is not None and producer.feed is feed:
+            await producer.answered.wait()
+        await feed.wait_change(1, patience_s)
 
     # End.
 

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from replay.config import Settings
@@ -17,7 +18,7 @@ from replay.live.producers import Producers
 from replay.model.event import Event, Kind, number
 from replay.model.generation import End, Start, Status, new_generation_id
 from replay.store import EventStore
-from replay.upstream import Upstream
+from replay.upstream import Api, Call, Upstream
 from replay.wire import json
 from replay.wire.events import decode_start, encode_end, encode_start
 
@@ -29,11 +30,23 @@ class Order:
     """A generation somebody wants."""
 
     request: dict[str, Any]  # for the upstream
+    api: Api | None = None  # of OpenAI's API; None: a chat completion asked for at /generations
+    credentials: Mapping[str, str] | None = field(default=None, repr=False)  # the caller's own, for the upstream
+    keep_request: bool = True
+    response: dict[str, Any] | None = None  # what a response repeats of its request
     generation_id: str | None = None
     ttl_ms: int
     metadata: dict[str, Any] | None = None
     abandon_after_ms: int | None = None
     idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What a log is created with."""
+
+    start: Start
+    request: bytes  # empty where it is not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +120,8 @@ class Starter:
         raise GenerationExists(f"generation {claimed['id']!r} exists")
 
     async def _create(self, order: Order, generation_id: str, claim: str | None) -> Started:
-        model = order.request.get("model") or await self._upstream.default_model()
+        model = order.request.get("model") or await self._upstream.default_model(order.credentials)
+        request = order.request | {"model": model}
         start = Start(
             generation_id=generation_id,
             model=model,
@@ -116,34 +130,46 @@ class Starter:
             ttl_ms=order.ttl_ms,
             abandon_after_ms=order.abandon_after_ms,
             metadata=order.metadata,
-            notice=self._upstream.notice,
+            notice=self._upstream.notice(model),
             idempotency=claim,
+            api=order.api,
+            response=order.response,
         )
+        call = Call(
+            api=order.api or Api.CHAT,
+            body=request,
+            credentials=order.credentials,
+            # OpenAI's clients try again by themselves.
+            retries=self._settings.upstream_retries if order.api is None else 0,
+        )
+        kept = json.dumps(request) if order.keep_request else b""
+        opening = _Opening(start, kept if len(kept) <= self._settings.max_kept_request_bytes else b"")
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())
-        request = order.request | {"model": model}
         try:
-            await self._append_start(feed, events, start)
+            await self._append_start(feed, events, opening)
         except StoreUnavailable:
             # The log may be there all the same, and its producer would never come.
-            self._producers.own(self._settle_start(feed, events, start, request))
+            self._producers.own(self._settle_start(feed, events, opening, call))
             raise
-        self._producers.produce(feed, request)
+        self._producers.produce(feed, call)
         return Started(feed, created=True)
 
-    async def _append_start(self, feed: Feed, events: list[Event], start: Start) -> None:
+    async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:
         """Create the log; raises GenerationExists when somebody was faster."""
         # In this order on one connection: a log that is not on the list would never be found as an orphan.
         _, refused = await asyncio.gather(
             self._store.register(feed.generation_id, node=self._node, created_ms=events[0].id.ms),
-            self._store.append(feed.generation_id, events, after=None, ttl_ms=start.ttl_ms),
+            self._store.append(
+                feed.generation_id, events, after=None, ttl_ms=opening.start.ttl_ms, request=opening.request
+            ),
         )
         if refused is not None:
             await self._correct_owner(feed.generation_id)
             raise GenerationExists(f"generation {feed.generation_id!r} exists")
         feed.extend(events)
 
-    async def _settle_start(self, feed: Feed, events: list[Event], start: Start, request: dict[str, Any]) -> None:
+    async def _settle_start(self, feed: Feed, events: list[Event], opening: _Opening, call: Call) -> None:
         """Bring a start to an end that was not confirmed in time, as soon as Valkey answers.
 
         Its caller was told that it failed. With an Idempotency-Key the next try attaches to it, so it is produced;
@@ -151,11 +177,11 @@ class Starter:
         """
         while True:
             try:
-                if start.idempotency is not None:
-                    await self._append_start(feed, events, start)
-                    self._producers.produce(feed, request)
+                if opening.start.idempotency is not None:
+                    await self._append_start(feed, events, opening)
+                    self._producers.produce(feed, call)
                 else:
-                    await self._take_back(start, events)
+                    await self._take_back(opening.start, events)
             except StoreUnavailable:
                 await asyncio.sleep(0.25)
             except GenerationExists:
@@ -178,5 +204,5 @@ class Starter:
 
 def _fingerprint(order: Order) -> str:
     """Equal for equal bodies, however they were written."""
-    body = [order.request, order.generation_id, order.ttl_ms, order.metadata, order.abandon_after_ms]
+    body = [order.request, order.api, order.generation_id, order.ttl_ms, order.metadata, order.abandon_after_ms]
     return hashlib.sha256(json.canonical(body)).hexdigest()

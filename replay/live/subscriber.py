@@ -58,10 +58,14 @@ class Delivery:
 def cut(transport: asyncio.Transport, *, chunked: bool) -> None:
     """Close a connection so that its reader cannot take it for the end."""
     if not chunked:
-        # Without chunks only a reset tells a cut from an end.
-        with contextlib.suppress(OSError, AttributeError):
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        _reset_on_close(transport)
     transport.abort()
+
+
+def _reset_on_close(transport: asyncio.Transport) -> None:
+    """Without chunks only a reset tells a cut from an end."""
+    with contextlib.suppress(OSError, AttributeError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
 
 class Subscriber(asyncio.Protocol):
@@ -219,8 +223,11 @@ class Subscriber(asyncio.Protocol):
     def _finish_if_complete(self) -> bool:
         if not self._feed.log.complete or self._transport is None:
             return False
-        if self.channel.chunked:
-            self.write(b"0\r\n\r\n")
+        if not self.channel.face.cut_unless_completed or self._feed.completed:
+            if self.channel.chunked:
+                self.write(b"0\r\n\r\n")
+        elif not self.channel.chunked:
+            _reset_on_close(self._transport)
         self._transport.close()
         # Closing waits for the reader to take what is buffered, and this one may never do so.
         self._cancel_timers()

@@ -60,6 +60,8 @@ class Start:
     metadata: dict[str, Any] | None = None
     notice: str | None = None  # what a reader should be told of the upstream, as that it is a demonstration
     idempotency: str | None = None  # the claim this generation was started under
+    api: str | None = None  # the call of OpenAI's API that it answers; None: it was started at /generations
+    response: dict[str, Any] | None = None  # what a response repeats of its request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class End:
     total_tokens: int = 0
     ttft_ms: int | None = None
     duration_ms: int = 0
+    refusal: dict[str, Any] | None = None  # the upstream's answer where it was an HTTP error: status, headers, body
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,13 +81,23 @@ class EventStore(Protocol):
         """Wait until it answers again; whether it does."""
 
     async def append(
-        self, generation_id: str, events: Sequence[Event], *, after: EventId | None, ttl_ms: int = 0
+        self,
+        generation_id: str,
+        events: Sequence[Event],
+        *,
+        after: EventId | None,
+        ttl_ms: int = 0,
+        request: bytes = b"",
     ) -> Refused | None:
         """Append ``events`` if the log ends with ``after`` (None: if there is no log), all or none.
 
         None when they are acknowledged, also when an earlier try with a lost answer put them there.
-        ``ttl_ms`` > 0 lets the log expire that long from now. Without events it only compares.
+        ``ttl_ms`` > 0 lets the log expire that long from now. Without events it only compares. A ``request`` is
+        kept beside the log and expires with it; it needs a ttl.
         """
+
+    async def request(self, generation_id: str) -> bytes | None:
+        """The request that was kept with a log; None where there is none."""
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
@@ -125,7 +135,7 @@ class EventStore(Protocol):
     async def live(self) -> dict[str, str]:
         """Generation id -> producing node; may say too much, never too little."""
 
-    async def recent(self, *, before: str | None, limit: int) -> Page:
+    async def recent(self, *, before: str | None, limit: int, oldest_first: bool = False) -> Page:
         """Generations, newest first; ``before`` is an earlier page's `next`. May name some that are gone."""
 
     async def forget(self, generation_ids: Sequence[str]) -> None:

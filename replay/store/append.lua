@@ -1,10 +1,12 @@
 -- Compare-and-append: the only way anything gets into a generation's log.
 --
 -- KEYS[1]  the stream
+-- KEYS[2]  where the request is kept; given when it, or the ttl, is to be set
 -- ARGV[1]  the id the log must end with; '' when there must be no log
 -- ARGV[2]  ttl in ms to set, 0 to leave it as it is
 -- ARGV[3]  the sharded pub/sub channel
--- ARGV[4…] id, entry, id, entry, …; none of them only compares
+-- ARGV[4]  the request to keep, with a ttl; '' where there is none to keep or it is kept already
+-- ARGV[5…] id, entry, id, entry, …; none of them only compares
 --
 -- Returns 1 when the entries stand at the end of the log: appended now, or before, when the answer got
 -- lost on the way. Otherwise nothing was done, and the log's last id and entry are returned; nothing
@@ -13,19 +15,23 @@
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if (last and last[1] or '') ~= ARGV[1] then
   -- The entry is compared too: somebody else's event may have the same id.
-  if last and #ARGV > 3 and last[1] == ARGV[#ARGV - 1] and last[2][2] == ARGV[#ARGV] then
+  if last and #ARGV > 4 and last[1] == ARGV[#ARGV - 1] and last[2][2] == ARGV[#ARGV] then
     return 1
   end
   return last and {last[1], last[2][2]} or {}
 end
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   redis.call('XADD', KEYS[1], ARGV[i], 'e', ARGV[i + 1])
+end
+if ARGV[4] ~= '' then
+  redis.call('SET', KEYS[2], ARGV[4])
 end
 if ARGV[2] ~= '0' then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
 end
-if #ARGV > 3 then
+if #ARGV > 4 then
   -- An entry holds no NUL: it is JSON, or the inside of a JSON string.
-  redis.call('SPUBLISH', ARGV[3], table.concat(ARGV, '\0', 4))
+  redis.call('SPUBLISH', ARGV[3], table.concat(ARGV, '\0', 5))
 end
 return 1

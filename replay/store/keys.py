@@ -3,6 +3,7 @@
 | key | type | meaning |
 |---|---|---|
 | `replay:{<id>}:events` | stream | the generation, whole; one field `e` per entry |
+| `replay:{<id>}:request` | string, JSON | what the upstream was asked; expires with the log |
 | `replay:{<id>}` | sharded channel | each acknowledged batch: id NUL entry NUL id NUL entry …; empty: deleted |
 | `replay:live` | hash id -> node | where to look for orphans; may say too much, never too little |
 | `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |
@@ -34,6 +35,11 @@ DELETED = b"replay:deleted"
 def events_key(generation_id: str) -> str:
     """A generation's log."""
     return f"replay:{{{generation_id}}}:events"
+
+
+def request_key(generation_id: str) -> str:
+    """What the upstream was asked."""
+    return f"replay:{{{generation_id}}}:request"
 
 
 def channel_of(generation_id: str) -> bytes:

@@ -103,15 +103,23 @@ class ValkeyStore:
     # The log.
 
     async def append(
-        self, generation_id: str, events: Sequence[Event], *, after: EventId | None, ttl_ms: int = 0
+        self,
+        generation_id: str,
+        events: Sequence[Event],
+        *,
+        after: EventId | None,
+        ttl_ms: int = 0,
+        request: bytes = b"",
     ) -> Refused | None:
         """Append all events or none; see EventStore."""
+        log_keys = [keys.events_key(generation_id), keys.request_key(generation_id)][: 2 if ttl_ms else 1]
         args: list[str | bytes | int] = [
-            1,
-            keys.events_key(generation_id),
+            len(log_keys),
+            *log_keys,
             "" if after is None else str(after),
             ttl_ms,
             keys.channel_of(generation_id),
+            request,
         ]
         for event in events:
             args += b"%d-%d" % event.id, event.entry
@@ -123,6 +131,11 @@ class ValkeyStore:
         if answer == 1:
             return None
         return Refused(Event(keys.parse_event_id(answer[0]), answer[1]) if answer else None)
+
+    async def request(self, generation_id: str) -> bytes | None:
+        """What was kept when the log was created."""
+        kept: bytes | None = await self._reads.ask("GET", keys.request_key(generation_id))
+        return kept
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
@@ -152,7 +165,12 @@ class ValkeyStore:
 
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
-        await self._appends.call("PEXPIRE", keys.events_key(generation_id), ttl_ms)
+        await self._appends.ready()
+        call = self._appends.start_call
+        await asyncio.gather(
+            call("PEXPIRE", keys.events_key(generation_id), ttl_ms),
+            call("PEXPIRE", keys.request_key(generation_id), ttl_ms),
+        )
 
     async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
         """Remove every trace of a generation but the note that its run is over."""
@@ -162,6 +180,7 @@ class ValkeyStore:
         _, removed, *_ = await asyncio.gather(
             call("SET", keys.tombstone(generation_id, run), "1", "PX", BURIED_MS),
             call("DEL", keys.events_key(generation_id)),
+            call("DEL", keys.request_key(generation_id)),
             call("SPUBLISH", keys.channel_of(generation_id), ""),
             call("SPUBLISH", keys.DELETED, generation_id),
             call("ZREM", keys.RECENT, generation_id),
@@ -227,17 +246,23 @@ class ValkeyStore:
         pairs = await self._reads.ask("HGETALL", keys.LIVE)
         return {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
 
-    async def recent(self, *, before: str | None, limit: int) -> Page:
+    async def recent(self, *, before: str | None, limit: int, oldest_first: bool = False) -> Page:
         """Generations, newest first; `next` is the last one's ms and id."""
-        top, skipped = ("+inf", None) if before is None else keys.parse_place(before)
+        lowest, highest = "-inf", "+inf"
+        top, skipped = (lowest if oldest_first else highest, None) if before is None else keys.parse_place(before)
+        span = (top, highest) if oldest_first else (top, lowest, "REV")
         wanted = limit + 2  # one that was the last of the page before, and one that tells whether there are more
         while True:
             answer = await self._reads.ask(
-                *("ZRANGE", keys.RECENT, top, "-inf", "BYSCORE", "REV", "LIMIT", 0, wanted, "WITHSCORES")
+                *("ZRANGE", keys.RECENT, *span[:2], "BYSCORE", *span[2:], "LIMIT", 0, wanted, "WITHSCORES")
             )
             found = [(int(answer[i + 1]), answer[i].decode()) for i in range(0, len(answer), 2)]
-            # Equal times are ordered by id, downwards.
-            places = [place for place in found if skipped is None or place < (int(top), skipped)]
+            # Equal times are ordered by id, in the same direction.
+            places = [
+                place
+                for place in found
+                if skipped is None or (place > (int(top), skipped) if oldest_first else place < (int(top), skipped))
+            ]
             if len(places) > limit or len(found) < wanted:
                 break
             wanted *= 2

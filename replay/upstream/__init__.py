@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
+
+# The headers by which a caller is known to OpenAI and to Azure.
+CREDENTIALS = ("Authorization", "OpenAI-Organization", "OpenAI-Project", "api-key")
+
+
+class Api(StrEnum):
+    """The calls of OpenAI's API that generate."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"  # the legacy ones
+    RESPONSES = "responses"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What an upstream is asked."""
+
+    api: Api
+    body: dict[str, Any]  # names a model
+    credentials: Mapping[str, str] | None = field(default=None, repr=False)  # headers; None: the service's own
+    retries: int = 0  # further tries before the first byte
 
 
 class Upstream(Protocol):
-    """Answers a chat-completions request with an event stream of chunks."""
+    """Answers calls with an event stream of chunks; one of the Responses API with its own events, or with chunks."""
 
-    notice: str | None  # what the reader of a generation has to be told, as that it is a demonstration
-
-    async def default_model(self) -> str:
+    async def default_model(self, credentials: Mapping[str, str] | None = None) -> str:
         """The model for a request that names none; raises UpstreamError."""
 
-    def stream(self, request: dict[str, Any]) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Send the request and yield the pieces of the answer's body as they come.
+    def notice(self, model: str) -> str | None:
+        """What the reader of a generation has to be told, as that it is a demonstration."""
+
+    async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """OpenAI's list of models; raises UpstreamError."""
+
+    def stream(self, call: Call) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Make the call and yield the pieces of the answer's body as they come; entered when it has been accepted.
 
         Raises UpstreamError for an answer that is no stream, UpstreamUnreachable before the first byte,
-        UpstreamTimeout after a silence, and UpstreamTruncated when the body is cut.
+        UpstreamTimeout after a silence, UpstreamTruncated when the body is cut, and InvalidRequest for a call
+        that cannot be put to this upstream.
         """
 
     async def close(self) -> None:

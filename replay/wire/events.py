@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from replay.model.event import Entry, Event, Kind
 from replay.model.generation import End, Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
 from replay.wire import json, sse
-from replay.wire.openai import Template, chunk_of, further_fields, is_plain, template_of, visible_text, with_id
+from replay.wire.openai import Template, chunk_of, further_fields, is_plain, template_of, visible_text
+from replay.wire.responses import as_chunk, is_response_event
 
 _TOKEN = Entry.TOKEN[0]
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
@@ -48,23 +49,51 @@ def decode_end(entry: bytes) -> End:
     return End(**{name: stored[name] for name in _END_FIELDS & stored.keys()} | {"status": Status(stored["status"])})
 
 
-class Templates:
-    """The templates of one log, made when first asked for."""
+V = TypeVar("V")
 
-    __slots__ = ("_log", "_made")
+
+class Recording:
+    """A log, and what is made of it once for all who read it."""
+
+    __slots__ = ("_renamed", "_start", "_templates", "_views", "log")
 
     def __init__(self, log: Log) -> None:
-        self._log = log
-        self._made: dict[int, Template | None] = {}
+        self.log = log
+        self._start: Start | None = None
+        self._templates: dict[int, Template | None] = {}
+        self._renamed: dict[int, Template | None] = {}
+        self._views: dict[Any, Any] = {}
 
-    def at(self, seq: int) -> Template | None:
+    @property
+    def start(self) -> Start:
+        """What the log's first event tells."""
+        if self._start is None:
+            self._start = decode_start(self.log.entries[0])
+        return self._start
+
+    def template(self, seq: int) -> Template | None:
         """The template of the entry at ``seq``."""
-        whole = self._log.last_whole(seq)
+        whole = self.log.last_whole(seq)
         if whole < 0:
             return None
-        if whole not in self._made:
-            self._made[whole] = template_of(self._log.entries[whole][1:])
-        return self._made[whole]
+        if whole not in self._templates:
+            self._templates[whole] = template_of(self.log.entries[whole][1:])
+        return self._templates[whole]
+
+    def renamed(self, seq: int) -> Template | None:
+        """The same under the generation's id."""
+        whole = self.log.last_whole(seq)
+        if whole not in self._renamed:
+            template = self.template(seq)
+            self._renamed[whole] = template and template.with_id(self.start.generation_id)
+        return self._renamed[whole]
+
+    def view(self, kind: Callable[[Recording], V]) -> V:
+        """A further view of the log, made when first asked for, which grows with it."""
+        if kind not in self._views:
+            self._views[kind] = kind(self)
+        found: V = self._views[kind]
+        return found
 
 
 def event_data(event: Event, template: Template | None) -> bytes:
@@ -93,11 +122,16 @@ def _start_data(event: Event) -> dict[str, Any]:
 
 
 def _end_data(event: Event) -> dict[str, Any]:
-    return {"type": "end", **asdict(decode_end(event.entry)), "timestamp": event.id.ms / 1000}
+    end = asdict(decode_end(event.entry))
+    del end["refusal"]  # for whoever made the call
+    return {"type": "end", **end, "timestamp": event.id.ms / 1000}
 
 
 def _carried(chunk: dict[str, Any]) -> dict[str, Any]:
-    """What a chunk carries, without the envelope."""
+    """What a chunk carries, without the envelope; what an event of the Responses API says, as choices too."""
+    if is_response_event(chunk):
+        said = as_chunk(chunk) or {}
+        return {"choices": said.get("choices", []), "event": chunk}
     choices = {"choices": chunk["choices"]} if "choices" in chunk else {}
     return choices | {key: value for key, value in further_fields(chunk).items() if key not in _OWN}
 
@@ -105,13 +139,13 @@ def _carried(chunk: dict[str, Any]) -> dict[str, Any]:
 _OWN = frozenset(("type", "content", "index", "generation_id"))  # an upstream's field must not pass for ours
 
 
-def _as_sse(log: Log, templates: Templates, start: int, stop: int) -> bytes:
-    blocks = []
+def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
+    log, blocks = recording.log, []
     template = None
     for (ms, seq), entry in log.events(start, stop):
         kind = entry[0]
         if kind in _TEXT_ALONE:
-            template = template or templates.at(seq)
+            template = template or recording.template(seq)
             if kind == _TOKEN and template is not None and template.plain:
                 blocks.append(
                     b'id: %d-%d\nevent: token\ndata: {"type":"token","content":"%b","index":%d}\n\n'
@@ -126,57 +160,16 @@ def _as_sse(log: Log, templates: Templates, start: int, stop: int) -> bytes:
     return b"".join(blocks)
 
 
-def _as_lines(log: Log, templates: Templates, start: int, stop: int) -> bytes:
-    return b"".join(line + b"\n" for line in event_objects(log, templates, start, stop))
+def _as_lines(recording: Recording, start: int, stop: int) -> bytes:
+    return b"".join(line + b"\n" for line in event_objects(recording, start, stop))
 
 
-def event_objects(log: Log, templates: Templates, start: int, stop: int) -> list[bytes]:
+def event_objects(recording: Recording, start: int, stop: int) -> list[bytes]:
     """Events as JSON objects that hold their id."""
     return [
-        b'{"id":"%d-%d",%b' % (*event.id, event_data(event, templates.at(event.id.seq))[1:])
-        for event in log.events(start, stop)
+        b'{"id":"%d-%d",%b' % (*event.id, event_data(event, recording.template(event.id.seq))[1:])
+        for event in recording.log.events(start, stop)
     ]
-
-
-def _as_chunks(log: Log, templates: Templates, start: int, stop: int) -> bytes:
-    generation_id = decode_start(log.entries[0]).generation_id
-    blocks = []
-    template, renamed = None, None
-    for event in log.events(start, stop):
-        kind = event.kind
-        if kind is Kind.START:
-            continue
-        if kind is Kind.END:
-            data = _closing_data(decode_end(event.entry))
-        elif event.entry[0] in _TEXT_ALONE:
-            current = templates.at(event.id.seq)
-            assert current is not None
-            if current is not template:
-                template, renamed = current, current.with_id(generation_id)
-            assert renamed is not None
-            data = renamed.chunk(event.entry[1:])
-        else:
-            data = with_id(event.entry[1:], generation_id)
-        blocks.append(b"id: %d-%d\ndata: %b\n\n" % (*event.id, data))
-    return b"".join(blocks)
-
-
-def _closing_data(end: End) -> bytes:
-    """How OpenAI's stream closes: `[DONE]`, or the error object of one that broke."""
-    if end.status is Status.COMPLETED:
-        return b"[DONE]"
-    error: dict[str, Any] = end.error or {"code": end.status.value, "message": f"The generation was {end.status}."}
-    upstream = error.get("upstream", {})
-    return json.dumps(
-        {
-            "error": {
-                "message": error["message"],
-                "type": upstream.get("type") or error["code"],
-                "param": upstream.get("param"),
-                "code": upstream.get("code") or error["code"],
-            }
-        }
-    )
 
 
 def _sse_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
@@ -189,7 +182,8 @@ def _line_notice(name: str, data: dict[str, Any], event_id: str | None = None) -
     return json.dumps({**identity, "type": name, **data}) + b"\n"
 
 
-def _no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
+def no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
+    """For a face whose readers know nothing but the log."""
     return b""
 
 
@@ -198,33 +192,34 @@ class Face:
     """One form of a log on the wire."""
 
     content_type: str
-    encode: Callable[[Log, Templates, int, int], bytes]  # the events from a place to before another
+    encode: Callable[[Recording, int, int], bytes]  # the events from a place to before another
     notice: Callable[..., bytes]  # (name, data, event_id=None) of what concerns one connection only
     keepalive: bytes
     retry: bool  # whether its readers understand `retry:`
+    cut_unless_completed: bool = False  # its readers take a clean end for success
 
 
 SSE = Face("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, retry=True)
 # Blank before a line of JSON: no reader of lines ever sees an empty line.
 NDJSON = Face("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False)
-CHUNKS = Face("text/event-stream; charset=utf-8", _as_chunks, _no_notice, sse.KEEPALIVE, retry=True)
 
 
 def fold(
-    log: Log, templates: Templates, stop: int | None = None, *, start: int = 0, onto: Transcript | None = None
+    recording: Recording, stop: int | None = None, *, start: int = 0, onto: Transcript | None = None
 ) -> Transcript:
     """The transcript of a log's events before ``stop``; ``onto`` is that of the events before ``start``, and grows.
 
     A run of entries that are text alone is folded as one chunk, which costs one parse for all.
     """
+    log = recording.log
     transcript = Transcript() if onto is None else onto
     stop = len(log) if stop is None else stop
     run: list[bytes] = []
 
     def close_run(seq: int) -> None:
-        template = templates.at(seq) if run else None
+        template = recording.template(seq) if run else None
         if template is not None:
-            transcript.add(json.loads(template.chunk(b"".join(run))))
+            _add(transcript, template.chunk(b"".join(run)))
             run.clear()
 
     for seq, entry in enumerate(log.entries[start:stop], start):
@@ -233,6 +228,14 @@ def fold(
             continue
         close_run(seq - 1)
         if entry[:1] in (Entry.WHOLE_TOKEN, Entry.WHOLE_DELTA):
-            transcript.add(json.loads(entry[1:]))
+            _add(transcript, entry[1:])
     close_run(stop - 1)
     return transcript
+
+
+def _add(transcript: Transcript, raw: bytes) -> None:
+    chunk = json.loads(raw)
+    if is_response_event(chunk):
+        chunk = as_chunk(chunk)
+    if chunk is not None:
+        transcript.add(chunk)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible stream <-> the entries of a log, lossless.
+"""An OpenAI-compatible stream <-> the entries of a log, lossless: chat, legacy and Responses alike.
 
 Most chunks of a stream differ from the one before in a single string: the next piece of text, of
 reasoning, of a call's arguments. So a chunk is stored whole (`T`, `D`) when it is the first of its
@@ -10,6 +10,9 @@ parsing of JSON on the hot path (0.5 against 3 µs a chunk).
 
 The string is kept as the inside of a JSON literal, as it came: a frame needs no encoding, and
 joining the strings of many tokens gives one literal that is parsed once.
+
+The events of a Responses stream are numbered; the number is left out, since it says no more than the
+event's place, and every event would be of a shape of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry
 from replay.model.transcript import GROWING
 from replay.wire import json
+from replay.wire.responses import as_chunk, is_response_event
 from replay.wire.sse import Message
 
 # What all chunks of a stream share, or, as obfuscation, means nothing.
@@ -35,8 +39,9 @@ ENVELOPE = frozenset(
 _LITERAL = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
 _STRING_OF = {
     key: re.compile(rb'"%b"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*+)"' % key.encode())
-    for key in (*GROWING, "text", "arguments")
+    for key in (*GROWING, "text", "arguments", "delta")
 }
+_NUMBER = re.compile(rb'"sequence_number"\s*:\s*\d+\s*,\s*|,\s*"sequence_number"\s*:\s*\d+')
 _PROBE = secrets.token_hex(16).encode()  # stands for a template's string where JSON is made of it
 _DONE = b"[DONE]"
 _LONGEST_MESSAGE = 2000  # an upstream's error may be a whole page of HTML
@@ -75,6 +80,8 @@ def template_of(raw: bytes, chunk: dict[str, Any] | None = None) -> Template | N
     A chunk that finishes a choice or counts usage is none: those after it would finish too.
     """
     chunk = json.loads(raw) if chunk is None else chunk
+    if is_response_event(chunk):
+        return _delta_template(raw, chunk)
     choices = chunk.get("choices")
     if chunk.get("usage") or chunk.get("error") or not isinstance(choices, list) or len(choices) != 1:
         return None
@@ -86,12 +93,24 @@ def template_of(raw: bytes, chunk: dict[str, Any] | None = None) -> Template | N
     if len(found) != 1:
         return None
     key, _, shown = found[0]
+    visible = shown and choice.get("index", 0) == 0
+    return _around(key, raw, visible=visible, plain=visible and is_plain(chunk))
+
+
+def _delta_template(raw: bytes, event: dict[str, Any]) -> Template | None:
+    if not isinstance(event.get("delta"), str):
+        return None
+    visible = bool(visible_text({**event, "delta": "x"}))
+    return _around("delta", raw, visible=visible, plain=visible and is_plain(event))
+
+
+def _around(key: str, raw: bytes, *, visible: bool, plain: bool) -> Template | None:
+    """What is around the one string of that name."""
     matches = list(_STRING_OF[key].finditer(raw))
     if len(matches) != 1:
         return None
     start, end = matches[0].span(1)
-    visible = shown and choice.get("index", 0) == 0
-    return Template(raw[:start], raw[end:], visible, visible and is_plain(chunk))
+    return Template(raw[:start], raw[end:], visible, plain)
 
 
 def _strings(choice: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
@@ -114,6 +133,8 @@ def _strings(choice: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
 
 def visible_text(chunk: dict[str, Any]) -> str:
     """The text of choice 0 that a reader of the answer sees; empty where there is none."""
+    if is_response_event(chunk):
+        chunk = as_chunk(chunk) or {}
     for choice in chunk.get("choices") or ():
         if choice.get("index", 0) == 0:
             delta = choice.get("delta")
@@ -129,6 +150,8 @@ def further_fields(chunk: dict[str, Any]) -> dict[str, Any]:
 
 def is_plain(chunk: dict[str, Any]) -> bool:
     """Whether a chunk with visible text carries nothing beside it."""
+    if is_response_event(chunk):
+        return not chunk.get("logprobs")
     choices = chunk["choices"]
     if len(choices) != 1 or any(value is not None for value in further_fields(chunk).values()):
         return False
@@ -140,6 +163,18 @@ def is_plain(chunk: dict[str, Any]) -> bool:
     else:
         beside = [value for key, value in choice.items() if key not in ("index", "text")]
     return all(value is None for value in beside)
+
+
+def wants_usage(request: dict[str, Any]) -> bool:
+    """Whether a request asks for a chunk with the usage."""
+    options = request.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
+def with_usage(request: dict[str, Any]) -> dict[str, Any]:
+    """The request, asking for a chunk with the usage."""
+    options = request.get("stream_options")
+    return request | {"stream_options": (options if isinstance(options, dict) else {}) | {"include_usage": True}}
 
 
 def with_id(raw: bytes, generation_id: str) -> bytes:
@@ -154,12 +189,13 @@ class Recorder:
 
     `record` takes the stream's messages in order; `verdict` says, when the stream is over, how it
     went. `[DONE]` proves nothing (some servers never send it, some send it after an error, some go on
-    after it), nor does a clean end.
+    after it), nor does a clean end. Events of the Responses API are what was asked for with ``responses``.
     """
 
-    __slots__ = ("_finished", "_protocol", "_started", "_template", "chunks", "done", "error", "usage")
+    __slots__ = ("_finished", "_protocol", "_responses", "_started", "_template", "chunks", "done", "error", "usage")
 
-    def __init__(self) -> None:
+    def __init__(self, *, responses: bool = False) -> None:
+        self._responses = responses
         self._template: Template | None = None
         self._started: set[int] = set()
         self._finished: dict[int, str] = {}
@@ -171,7 +207,7 @@ class Recorder:
 
     def record(self, message: Message) -> bytes | None:
         """The entry for one message; None for one that is no chunk. Raises UpstreamInvalid."""
-        raw = message.data
+        raw = _NUMBER.sub(b"", message.data, 1) if self._responses else message.data
         if self._template is not None:
             text = self._template.text(raw)
             if text is not None:
@@ -184,13 +220,28 @@ class Recorder:
 
     def _record_whole(self, raw: bytes, event: bytes) -> bytes | None:
         chunk = parse_chunk(raw)
+        if self._responses and is_response_event(chunk):
+            return self._record_response_event(raw, chunk)
         if chunk.get("error") is not None or event == b"error":
             self.error = upstream_error(chunk.get("error") or chunk)
             if not chunk.get("choices"):
                 return None
+        self._judge(chunk)
+        return self._keep_whole(raw, chunk)
+
+    def _record_response_event(self, raw: bytes, event: dict[str, Any]) -> bytes:
+        self._protocol = True
+        kind = event["type"]
+        if kind == "response.failed":
+            response = event.get("response")
+            self.error = upstream_error((response.get("error") if isinstance(response, dict) else None) or event)
+        self.done = kind in ("response.completed", "response.incomplete")
+        self._judge(as_chunk(event) or {})
+        return self._keep_whole(raw, event)
+
+    def _keep_whole(self, raw: bytes, chunk: dict[str, Any]) -> bytes:
         raw = raw.replace(b"\n", b" ")  # between data lines; inside a JSON string there is none
         self.chunks += 1
-        self._judge(chunk)
         self._template = template_of(raw, chunk)
         return (Entry.WHOLE_TOKEN if visible_text(chunk) else Entry.WHOLE_DELTA) + raw
 

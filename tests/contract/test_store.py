@@ -331,6 +331,25 @@ async def test_ttl_is_set_by_the_append_that_says_so_and_left_alone_by_the_other
     assert 85_000 < await ttl_of(store, valkey, "g") <= 90_000
 
 
+async def test_request_is_kept_with_the_log_and_expires_with_it(store, valkey):
+    # given
+    (start,) = batch("s")
+    assert await store.request("g") is None
+    assert await store.append("g", [start], after=None, ttl_ms=50_000, request=b'{"a":1}') is None
+    # when others come too late, the same comes again, and the log grows and lives longer
+    assert await store.append("g", batch("sx"), after=None, ttl_ms=50_000, request=b"{}") == Refused(start)
+    assert await store.append("g", [start], after=None, ttl_ms=50_000, request=b'{"a":1}') is None
+    (end,) = batch("e", after=start)
+    assert await store.append("g", [end], after=start.id, ttl_ms=200_000) is None
+    # then
+    assert await store.request("g") == b'{"a":1}'
+    async with valkey.client() as client:
+        kept_for = await client.pttl("replay:{g}:request")
+        assert abs(kept_for - await client.pttl("replay:{g}:events")) < 1000
+        await store.expire("g", 90_000)
+        assert 85_000 < await client.pttl("replay:{g}:request") <= 90_000
+
+
 async def test_refused_append_sets_no_ttl(store, valkey):
     (start,) = await grow(store, "g", "s", ttl_ms=50_000)
     assert await store.append("g", batch("tx"), after=EventId(7, 7), ttl_ms=900_000) == Refused(start)
@@ -379,7 +398,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.bury("g", "1", ttl_ms=60_000),
         lambda: store.unregister("g"),
         lambda: store.register("g2", node="node_1", created_ms=1000),
-        lambda: store.append("g2", [start], after=None, ttl_ms=60_000),
+        lambda: store.append("g2", [start], after=None, ttl_ms=60_000, request=b"{}"),
         lambda: store.delete("g2", run="1", idempotency=None),
         lambda: store.expire("g", 60_000),
         lambda: store.expire("nobody", 60_000),
@@ -441,7 +460,7 @@ async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
     name = "gen_to_be_deleted"
     await store.claim("hash", {"id": name}, ttl_s=60)
     await store.register(name, node="node_1", created_ms=1000)
-    await grow(store, name, "s", "ta", "e")
+    await store.append(name, batch("s", "ta", "e"), after=None, ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
     # when
     assert await store.delete(name, run="1", idempotency="hash") is True
     # then
@@ -453,6 +472,7 @@ async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
             kept = await (client.zrange(key, 0, -1) if kind == "zset" else read[kind](key))
             assert name not in repr(kept), key
     assert await store.read(name, after=None, limit=10) == []
+    assert await store.request(name) is None
     assert await store.claim("hash", {"id": "free again"}, ttl_s=60) == {"id": "free again"}
 
 
@@ -765,26 +785,27 @@ async def test_live_is_who_is_registered_and_on_which_node(store, other):
     assert await other.live() == {"a": "node_1", "c": "node_1"}
 
 
+@pytest.mark.parametrize("oldest_first", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
-async def test_pages_of_recent_hold_each_generation_once_newest_first(store, size):
+async def test_pages_of_recent_hold_each_generation_once_in_order(store, size, oldest_first):
     # given many of the same ms, before and after others
     times = [5, 1000, *[2000] * 7, 2001, *[3000] * 4, 1_763_701_200_123, *[1_763_701_200_124] * 3]
     created = {f"g{place:02}-{'x' * (place % 3)}": ms for place, ms in enumerate(times)}
     for name, ms in random.Random(2).sample(list(created.items()), len(created)):
         await store.register(name, node="node_1", created_ms=ms)
     # when
-    pages = await _all_pages(store, size)
+    pages = await _all_pages(store, size, oldest_first)
     # then
     listed = [name for page in pages for name in page.generation_ids]
-    assert listed == sorted(created, key=lambda name: (created[name], name), reverse=True)
+    assert listed == sorted(created, key=lambda name: (created[name], name), reverse=not oldest_first)
     assert [len(page.generation_ids) for page in pages[:-1]] == [size] * (len(pages) - 1)
     assert pages[-1].next is None
 
 
-async def _all_pages(store: EventStore, size: int) -> list[Page]:
-    pages = [await store.recent(before=None, limit=size)]
+async def _all_pages(store: EventStore, size: int, oldest_first: bool) -> list[Page]:
+    pages = [await store.recent(before=None, limit=size, oldest_first=oldest_first)]
     while pages[-1].next is not None:
-        pages.append(await store.recent(before=pages[-1].next, limit=size))
+        pages.append(await store.recent(before=pages[-1].next, limit=size, oldest_first=oldest_first))
         assert len(pages) < 100, "the pages go round in a circle"
     return pages
 

@@ -53,7 +53,9 @@ _ENVELOPE = {"id", "object", "created", "model", "system_fingerprint", "service_
 
 
 def visible(chunk: dict[str, Any]) -> str:
-    """Its visible text for choice 0."""
+    """Its visible text for choice 0, or what an event of the Responses API adds to the answer."""
+    if chunk.get("type") == "response.output_text.delta":
+        return chunk["delta"]
     for choice in chunk.get("choices") or []:
         if choice.get("index", 0) == 0:
             said = choice["delta"].get("content") if choice.get("delta") else choice.get("text")

@@ -43,7 +43,7 @@ def test_flag_beats_environment_beats_default():
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
 def test_every_setting_can_be_given_by_flag_and_by_environment(setting):
-    text = "always" if setting.name == "embedded_fsync" else "ERROR" if setting.name == "log_level" else "4321"
+    text = (*setting.metadata["choices"], "4321")[0 if setting.metadata["choices"] else -1]
     expected = {int: 4321, float: 4321.0, type(Path()): Path("4321")}.get(type(setting.default), text)
     assert getattr(load({}, {variable(setting): text}), setting.name) == expected
     if setting in PUBLIC:
@@ -107,6 +107,8 @@ def test_port_that_is_none_names_its_setting(port):
         ("embedded_fsync", "ALWAYS"),
         ("log_level", "info"),
         ("log_level", "TRACE"),
+        ("upstream_credentials", "mine"),
+        ("upstream_responses", "maybe"),
     ],
 )
 def test_value_that_is_not_one_of_a_few_names_its_setting_and_them(name, text):

@@ -28,11 +28,10 @@ from replay.model.event import Kind, number
 from replay.model.generation import End, Start, Status
 from replay.model.log import Log
 from replay.wire.events import (
-    CHUNKS,
     NDJSON,
     SSE,
     Face,
-    Templates,
+    Recording,
     decode_end,
     decode_start,
     encode_end,
@@ -40,6 +39,7 @@ from replay.wire.events import (
     event_objects,
 )
 from replay.wire.openai import chunk_of
+from replay.wire.openai_faces import CHUNKS
 
 _BLOCK = re.compile(rb"id: (\d+-\d+)\nevent: (start|token|delta|end)\ndata: ([^\n\r\0]+)\n\n")
 _CHUNK_BLOCK = re.compile(rb"id: (\d+-\d+)\ndata: ([^\n\r\0]+)\n\n")
@@ -47,7 +47,7 @@ _LINE = re.compile(rb"([^\n\r\0]+)\n")
 
 
 def encoded(face: Face, log: Log, start: int = 0, stop: int | None = None) -> bytes:
-    return face.encode(log, Templates(log), start, len(log) if stop is None else stop)
+    return face.encode(Recording(log), start, len(log) if stop is None else stop)
 
 
 def matches(pattern: re.Pattern[bytes], body: bytes) -> list[Any]:
@@ -58,7 +58,7 @@ def matches(pattern: re.Pattern[bytes], body: bytes) -> list[Any]:
 
 def objects(log: Log) -> list[dict[str, Any]]:
     """The data of all events."""
-    return [json.loads(line) for line in event_objects(log, Templates(log), 0, len(log))]
+    return [json.loads(line) for line in event_objects(Recording(log), 0, len(log))]
 
 
 def chat(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
@@ -328,9 +328,9 @@ def test_start_and_end_decode_to_what_was_encoded(text, number_, known):
 
 def test_templates_are_made_once_and_for_entries_that_stand_alone():
     log = log_with(chat(content="a"), chat(content="b"), chat(role="assistant"), chat(content="c"))
-    templates = Templates(log)
-    assert templates.at(0) is None
-    assert templates.at(1) is templates.at(2)
-    assert templates.at(3) is None  # a role is no shape for others
+    recording = Recording(log)
+    assert recording.template(0) is None
+    assert recording.template(1) is recording.template(2)
+    assert recording.template(3) is None  # a role is no shape for others
     assert [event.kind for event in log.events(1, 5)] == [Kind.TOKEN, Kind.TOKEN, Kind.DELTA, Kind.TOKEN]
-    assert json.loads(chunk_of(log.entries[2], templates.at(2))) == chat(content="b")
+    assert json.loads(chunk_of(log.entries[2], recording.template(2))) == chat(content="b")

@@ -17,8 +17,9 @@ from support.sse import messages
 from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry, Kind
 from replay.model.log import Log
-from replay.wire.events import CHUNKS, SSE, Templates, event_data, fold
+from replay.wire.events import SSE, Recording, event_data, fold
 from replay.wire.openai import Recorder, chunk_of, template_of, upstream_error, visible_text
+from replay.wire.openai_faces import CHUNKS
 from replay.wire.sse import Decoder, Message
 
 STREAMS = [sample for sample in SAMPLES.values() if "json" not in sample.headers.get("content-type", "")]
@@ -44,14 +45,14 @@ def recorded(sample: Sample) -> tuple[list[bytes], Recorder, Decoder]:
 
 def chunks_of(log: Log) -> list[Any]:
     """What the log's entries decode to."""
-    templates = Templates(log)
+    recording = Recording(log)
     between = [event for event in log.events(0) if event.kind in (Kind.TOKEN, Kind.DELTA)]
-    return [json.loads(chunk_of(event.entry, templates.at(event.id.seq))) for event in between]
+    return [json.loads(chunk_of(event.entry, recording.template(event.id.seq))) for event in between]
 
 
 def face_chunks(log: Log) -> list[Any]:
     """What a reader of `format=openai` gets, without the closing line."""
-    body = CHUNKS.encode(log, Templates(log), 0, len(log))
+    body = CHUNKS.encode(Recording(log), 0, len(log))
     *chunks, closing = messages(body)
     assert closing.data == "[DONE]"
     return [json.loads(message.data) for message in chunks]
@@ -59,7 +60,7 @@ def face_chunks(log: Log) -> list[Any]:
 
 def token_contents(log: Log) -> list[str]:
     """The contents of the token events, as a page joins them."""
-    body = SSE.encode(log, Templates(log), 0, len(log))
+    body = SSE.encode(Recording(log), 0, len(log))
     return [json.loads(message.data)["content"] for message in messages(body) if message.event == "token"]
 
 
@@ -106,9 +107,9 @@ def test_entry_is_a_token_exactly_when_its_chunk_has_visible_text(stream):
 def test_chunks_decode_from_any_place_of_the_log(stream, place):
     log = record(stream)
     start = min(place, len(log))
-    body = CHUNKS.encode(log, Templates(log), start, len(log))
-    whole = CHUNKS.encode(log, Templates(log), 0, len(log))
-    assert whole == CHUNKS.encode(log, Templates(log), 0, start) + body
+    body = CHUNKS.encode(Recording(log), start, len(log))
+    whole = CHUNKS.encode(Recording(log), 0, len(log))
+    assert whole == CHUNKS.encode(Recording(log), 0, start) + body
 
 
 def test_chunks_after_the_first_of_a_shape_are_stored_as_their_text():
@@ -206,8 +207,8 @@ def test_chunk_with_delta_and_text_carries_both():
     raw = chunk({"index": 0, "delta": {"content": "seen"}, "text": "beside"})
     log = record([raw, raw.replace(b"seen", b"more")])
     for event in log.events(1, 3):
-        data = json.loads(event_data(event, Templates(log).at(event.id.seq)))
-        assert data["choices"] == json.loads(chunk_of(event.entry, Templates(log).at(event.id.seq)))["choices"]
+        data = json.loads(event_data(event, Recording(log).template(event.id.seq)))
+        assert data["choices"] == json.loads(chunk_of(event.entry, Recording(log).template(event.id.seq)))["choices"]
 
 
 @given(
@@ -257,10 +258,10 @@ def test_chunk_of_any_sort_is_refused_or_can_be_shown_and_folded(body, strings):
             continue
     # then
     log = log_of([entry for entry in entries if entry is not None])
-    assert len(messages(SSE.encode(log, Templates(log), 0, len(log)))) == len(log)
+    assert len(messages(SSE.encode(Recording(log), 0, len(log)))) == len(log)
     face_chunks(log)
-    json.dumps(fold(log, Templates(log)).message)
-    assert isinstance(fold(log, Templates(log)).text, str)
+    json.dumps(fold(Recording(log)).message)
+    assert isinstance(fold(Recording(log)).text, str)
     recorder.verdict()
 
 
@@ -276,7 +277,7 @@ def test_deep_chunk_is_refused_or_can_be_shown_wherever_that_is_called(depth):
         return
     log = log_of([entry])
     for face in (SSE, CHUNKS):
-        assert _deeper(60, lambda face=face: face.encode(log, Templates(log), 0, len(log)))
+        assert _deeper(60, lambda face=face: face.encode(Recording(log), 0, len(log)))
 
 
 @pytest.mark.parametrize(
@@ -476,3 +477,64 @@ def test_empty_finish_reason_finishes_nothing():
     recorder.record(Message(b"", chunk))
     assert not recorder.finished
     assert isinstance(recorder.verdict(), UpstreamTruncated)
+
+
+# The Responses API.
+
+
+def test_events_of_the_responses_api_are_tokens_and_deltas_where_they_were_asked_for():
+    # given
+    numbered = [
+        {**payload, "sequence_number": place}
+        for place, payload in enumerate(SAMPLES["15-responses-event-lines"].payloads)
+    ]
+    recorder = Recorder(responses=True)
+    # when
+    entries = [recorder.record(Message(payload["type"].encode(), dump(payload, "raw"))) for payload in numbered]
+    log = log_of(entries)
+    # then nothing is lost but the numbers, which are the events' places
+    assert recorder.verdict() is None
+    assert recorder.done
+    assert (recorder.finish_reason, recorder.usage) == ("stop", numbered[-1]["response"]["usage"])
+    assert chunks_of(log) == SAMPLES["15-responses-event-lines"].payloads
+    said = "".join(payload["delta"] for payload in numbered if payload["type"] == "response.output_text.delta")
+    assert "".join(token_contents(log)) == fold(Recording(log)).text == said
+    assert said
+
+
+def test_text_of_the_responses_api_is_stored_alone():
+    chunks = [
+        {
+            "type": "response.output_text.delta",
+            "item_id": "m",
+            "output_index": 0,
+            "delta": text,
+            "sequence_number": place,
+        }
+        for place, text in enumerate(("Hel", "lo", " wor"))
+    ]
+    recorder = Recorder(responses=True)
+    entries = [recorder.record(Message(b"", dump(chunk, "raw"))) for chunk in chunks]
+    assert [entry[:1] for entry in entries] == [b"T", b"t", b"t"]
+    assert entries[1:] == [b"tlo", b"t wor"]
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        ({"type": "response.failed", "response": {"error": {"code": "server_error", "message": "no"}}}, "server_error"),
+        ({"type": "response.failed", "response": None}, None),
+        ({"type": "error", "code": "rate_limit", "message": "no", "sequence_number": 3}, "rate_limit"),
+    ],
+)
+def test_failure_of_a_response_is_the_upstreams_error(event, code):
+    recorder = Recorder(responses=True)
+    recorder.record(Message(event["type"].encode(), dump(event, "raw")))
+    assert recorder.verdict().code == "upstream_error"
+    assert recorder.verdict().details.get("code") == code
+
+
+def test_response_without_its_end_is_truncated():
+    recorder = Recorder(responses=True)
+    recorder.record(Message(b"", b'{"type":"response.output_text.delta","delta":"a"}'))
+    assert recorder.verdict().code == "upstream_truncated"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.samples import SAMPLES
 
 from replay.model.transcript import Transcript
-from replay.wire.events import Templates, fold
+from replay.wire.events import Recording, fold
 
 
 def naive(chunks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def folded(*deltas: dict[str, Any]) -> Transcript:
     """The transcript of a stream of these deltas, by way of a log."""
     stream = [dump({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}, "raw") for delta in deltas]
     log = record(stream)
-    return fold(log, Templates(log))
+    return fold(Recording(log))
 
 
 def added(*deltas: dict[str, Any]) -> Transcript:
@@ -75,8 +75,8 @@ def added(*deltas: dict[str, Any]) -> Transcript:
 def test_fold_of_a_sample_says_what_its_chunks_say(sample):
     log = log_of(entries_of([json.dumps(chunk).encode() for chunk in sample.chunks])[0])
     expected = naive([_with_deltas(chunk) for chunk in sample.chunks])
-    assert told(fold(log, Templates(log))) == expected
-    assert fold(log, Templates(log)).text == (expected["message"]["content"] or "")
+    assert told(fold(Recording(log))) == expected
+    assert fold(Recording(log)).text == (expected["message"]["content"] or "")
 
 
 def _with_deltas(chunk: dict[str, Any]) -> dict[str, Any]:
@@ -92,9 +92,9 @@ def _with_deltas(chunk: dict[str, Any]) -> dict[str, Any]:
 def test_fold_of_any_stream_says_what_its_chunks_say_up_to_any_place(stream, place):
     chunks = [json.loads(raw) for raw in stream]
     log = record(stream)
-    assert canonical(told(fold(log, Templates(log)))) == canonical(naive(chunks))
+    assert canonical(told(fold(Recording(log)))) == canonical(naive(chunks))
     stop = min(1 + place, len(log))
-    assert canonical(told(fold(log, Templates(log), stop))) == canonical(naive(chunks[: stop - 1]))
+    assert canonical(told(fold(Recording(log), stop))) == canonical(naive(chunks[: stop - 1]))
 
 
 @given(stream=streams())
@@ -104,12 +104,12 @@ def test_fold_equals_adding_each_chunk(stream):
     for raw in stream:
         transcript.add(json.loads(raw))
     log = record(stream)
-    assert canonical(told(fold(log, Templates(log)))) == canonical(told(transcript))
+    assert canonical(told(fold(Recording(log)))) == canonical(told(transcript))
 
 
 def test_empty_log_says_nothing():
     log = record([])
-    transcript = fold(log, Templates(log))
+    transcript = fold(Recording(log))
     assert told(transcript) == {
         "message": {"role": "assistant", "content": None},
         "finish_reason": None,

@@ -1,0 +1,208 @@
+"""OpenAI's API in front of the log: `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+
+A client changes its base URL, and what it starts is a generation like any other. The head of a streamed answer
+waits for the upstream's, so that a refusal keeps its status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from replay.config import Settings
+from replay.errors import (
+    Draining,
+    GenerationNotFound,
+    InvalidRequest,
+    ModelNotFound,
+    StoreUnavailable,
+    status_of,
+)
+from replay.http.orders import chat_request, credentials_of, order_of, read_object, shown
+from replay.http.problems import openai_error
+from replay.http.streaming import Streaming
+from replay.live.feed import Feed
+from replay.live.hub import Hub
+from replay.live.producers import Producers
+from replay.live.starter import Order, Starter
+from replay.model.generation import End
+from replay.store import EventStore
+from replay.upstream import Api, Upstream
+from replay.wire import json
+from replay.wire.completions import completion_of
+from replay.wire.events import decode_end
+from replay.wire.openai import wants_usage
+from replay.wire.openai_faces import COMPLETIONS, COMPLETIONS_BARE, error_object
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What the faces of OpenAI's API are made of."""
+
+    store: EventStore
+    hub: Hub
+    producers: Producers
+    starter: Starter
+    upstream: Upstream
+    streaming: Streaming
+    settings: Settings
+
+    async def start(self, order: Order) -> Feed:
+        """Start a generation, or attach to the one that the same Idempotency-Key has started."""
+        return (await self.starter.start(order)).feed
+
+    async def first_words(self, feed: Feed) -> None:
+        """Wait until the upstream has said something, or has refused; raises Draining, StoreUnavailable."""
+        await self.producers.answered(feed, self.settings.keepalive_s)
+        self.check_open(feed)
+
+    def check_open(self, feed: Feed) -> None:
+        """Refuse to stream what cannot be streamed from here now; raises Draining, StoreUnavailable."""
+        if self.streaming.closed:
+            raise Draining("this node is shutting down")
+        if feed.invalid:
+            raise StoreUnavailable("the generation's log is not there just now")
+
+    async def whole(self, feed: Feed) -> Feed:
+        """Wait for the end, however long it takes; the feed that has it."""
+        while True:
+            with feed.watched():
+                if await feed.wait_end(None):
+                    return feed
+            feed = await self.hub.open(feed.generation_id)
+
+
+def link_headers(feed: Feed) -> dict[str, str]:
+    """What every answer tells of its generation."""
+    path = f"/generations/{feed.generation_id}/events"
+    return {"Replay-Generation-Id": feed.generation_id, "Link": f'<{path}>; rel="monitor"'}
+
+
+def answer_json(body: Any, feed: Feed | None = None, *, status: int = 200) -> web.Response:
+    """An object of OpenAI's API."""
+    headers = {"Cache-Control": "no-cache"} | (link_headers(feed) if feed is not None else {})
+    return web.Response(body=json.dumps(body), status=status, content_type="application/json", headers=headers)
+
+
+def said_nothing(feed: Feed) -> bool:
+    """Whether it has ended without a word, so that its failure is the whole answer."""
+    return len(feed.log) == 2 and feed.log.complete and not feed.completed
+
+
+def failure(feed: Feed) -> web.Response:
+    """The answer for a generation that did not complete: what the upstream answered, or an error of ours."""
+    end = decode_end(feed.log.entries[-1])
+    bound = feed.start.idempotency is not None and not feed.refused
+    response = _refusal(end.refusal) if end.refusal is not None else _failed(end)
+    response.headers.update(link_headers(feed))
+    if bound:
+        response.headers["x-should-retry"] = "false"  # the key leads to this same generation again
+    return response
+
+
+def _refusal(refusal: dict[str, Any]) -> web.Response:
+    headers = {"Content-Type": "application/json"} | {
+        name.title(): value for name, value in refusal["headers"].items() if name != "x-should-retry"
+    }
+    if "x-should-retry" in refusal["headers"]:
+        headers["x-should-retry"] = refusal["headers"]["x-should-retry"]
+    return web.Response(status=refusal["status"], body=refusal["body"].encode(errors="replace"), headers=headers)
+
+
+def _failed(end: End) -> web.Response:
+    if end.error is None:  # somebody has cancelled it
+        return openai_error(HTTPStatus.CONFLICT, **error_object(end), retry=False)
+    return openai_error(status_of(end.error["code"]), **error_object(end))
+
+
+class Completions:
+    """`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def routes(self) -> list[web.RouteDef]:
+        """What this face answers."""
+        return [
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/v1/completions", self.complete),
+            web.get("/v1/models", self.models),
+            web.get("/v1/models/{model:.+}", self.model),
+        ]
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """A chat completion, streamed or whole."""
+        body = await read_object(request, self._calls.settings)
+        options = body.pop("replay", None)
+        stream = take_flag(body, "stream")
+        return await self._answer(request, chat_request(body), options, Api.CHAT, stream=stream)
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """A legacy completion, streamed or whole."""
+        body = await read_object(request, self._calls.settings)
+        options = body.pop("replay", None)
+        stream = take_flag(body, "stream")
+        if not isinstance(body.get("prompt"), str | list):
+            raise InvalidRequest(f"prompt: expected a string or a list, got {shown(body.get('prompt'))}")
+        return await self._answer(request, body, options, Api.COMPLETIONS, stream=stream)
+
+    async def _answer(
+        self, request: web.Request, body: dict[str, Any], options: Any, api: Api, *, stream: bool
+    ) -> web.StreamResponse:
+        calls = self._calls
+        feed = await calls.start(order_of(request, body, options, calls.settings, api=api))
+        if not stream:
+            feed = await calls.whole(feed)
+            return answer_json(assembled(feed), feed) if feed.completed else failure(feed)
+        await calls.first_words(feed)
+        if said_nothing(feed):
+            return failure(feed)
+        face = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
+        headers = link_headers(feed) | {"x-request-id": request["request_id"]}
+        return calls.streaming.stream(request, feed, face, headers=headers)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """The upstream's models."""
+        calls = self._calls
+        return answer_json(await calls.upstream.models(credentials_of(request, calls.settings)))
+
+    async def model(self, request: web.Request) -> web.Response:
+        """One of them; raises ModelNotFound."""
+        calls = self._calls
+        wanted = request.match_info["model"]
+        listed = await calls.upstream.models(credentials_of(request, calls.settings))
+        for model in listed["data"]:
+            if model["id"] == wanted:
+                return answer_json(model)
+        raise ModelNotFound(f"model {wanted[:100]!r} is not listed by the upstream")
+
+
+async def kept_request(calls: Calls, feed: Feed) -> dict[str, Any]:
+    """The body that the upstream was sent; raises GenerationNotFound when it was not kept."""
+    raw = await calls.store.request(feed.generation_id)
+    if raw is None:
+        raise GenerationNotFound(
+            f"the request of {feed.generation_id!r} was not kept: `store` was false, or it is larger than "
+            f"{calls.settings.max_kept_request_bytes} bytes (--max-kept-request-bytes)"
+        )
+    kept: dict[str, Any] = json.loads(raw)
+    return kept
+
+
+def take_flag(body: dict[str, Any], name: str) -> bool:
+    """Take a member that is true, false or null out of a body; raises InvalidRequest."""
+    value = body.pop(name, None)
+    if not isinstance(value, bool | None):
+        raise InvalidRequest(f"{name}: expected true or false, got {shown(value)}")
+    return bool(value)
+
+
+def assembled(feed: Feed) -> dict[str, Any]:
+    """The whole answer so far, as a call without streaming gives it."""
+    log, start = feed.log, feed.start
+    return completion_of(
+        feed.transcript(len(log)), generation_id=feed.generation_id, model=start.model, created=log.times[0] // 1000
+    )

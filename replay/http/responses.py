@@ -1,0 +1,151 @@
+"""OpenAI's Responses API in front of the log: `/v1/responses`.
+
+A response is a generation as any other, so all of them run in the background; `background` decides only whether
+the call waits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from replay.errors import GenerationNotFound, InvalidRequest, PreviousResponseNotFound
+from replay.http import negotiation
+from replay.http.lists import page_of
+from replay.http.negotiation import generation_id_of
+from replay.http.openai import Calls, answer_json, failure, kept_request, link_headers, said_nothing, take_flag
+from replay.http.orders import order_of, read_object, shown
+from replay.live.feed import Feed
+from replay.model.generation import is_generation_id
+from replay.upstream import Api
+from replay.wire import json
+from replay.wire.responses import REPEATED
+from replay.wire.responses_face import RESPONSES, ResponseView
+
+_LARGEST_NUMBER = 2**31
+_BULKY = ("tools", "instructions", "text")
+
+
+class ResponseCalls:
+    """`/v1/responses` and what is below it."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def routes(self) -> list[web.RouteDef]:
+        """What this face answers."""
+        return [
+            web.post("/v1/responses", self.create),
+            web.get("/v1/responses/{id}", self.get, allow_head=False),
+            web.delete("/v1/responses/{id}", self.delete),
+            web.post("/v1/responses/{id}/cancel", self.cancel),
+            web.get("/v1/responses/{id}/input_items", self.input_items),
+        ]
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """Start a response; answer with its events, with the whole, or, in the background, with what there is."""
+        calls = self._calls
+        body = await read_object(request, calls.settings)
+        options = body.pop("replay", None)
+        stream, background = take_flag(body, "stream"), take_flag(body, "background")
+        repeated = self._repeated(body | {"background": background})
+        body = await self._continued(body)
+        feed = await calls.start(order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated))
+        if background and not stream:
+            return answer_json(_response(feed), feed)
+        if not stream:
+            feed = await calls.whole(feed)
+            return failure(feed) if said_nothing(feed) else answer_json(_response(feed), feed)
+        if not background:
+            await calls.first_words(feed)
+        return failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
+
+    def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What the response repeats of its request; it stands in the log, so what is bulky is left out."""
+        repeated = {name: body[name] for name in REPEATED if name in body}
+        if len(json.dumps(repeated)) > self._calls.settings.max_metadata_bytes:
+            return {name: value for name, value in repeated.items() if name not in _BULKY}
+        return repeated
+
+    async def _continued(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request with all that was said before in its own input: the upstream need not remember it."""
+        previous = body.pop("previous_response_id", None)
+        if not isinstance(body.get("input"), str | list):
+            raise InvalidRequest(f"input: expected a string or a list of items, got {shown(body.get('input'))}")
+        if previous is None:
+            return body
+        if not isinstance(previous, str) or not is_generation_id(previous):
+            raise InvalidRequest(f"previous_response_id: expected the id of a response, got {shown(previous)}")
+        return body | {"input": [*await self._said(previous), *_items(body["input"])]}
+
+    async def _said(self, previous: str) -> list[Any]:
+        try:
+            feed = await self._calls.hub.open(previous)
+            kept = await kept_request(self._calls, feed)
+        except GenerationNotFound as error:
+            raise PreviousResponseNotFound(f"previous_response_id: {error}") from error
+        if not feed.completed or "input" not in kept:
+            raise PreviousResponseNotFound(f"previous_response_id: {previous!r} is no response that has completed")
+        return [*_items(kept["input"]), *map(_as_input, filter(_is_said, _response(feed)["output"]))]
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """A response as it is now; with `stream=true` its events, all or those after `starting_after`."""
+        feed = await self._calls.hub.open(generation_id_of(request))
+        if request.query.get("stream", "false").lower() != "true":
+            return answer_json(_response(feed), feed)
+        number = negotiation.integer(request, "starting_after", least=-1, most=_LARGEST_NUMBER, default=-1)
+        return self._stream(request, feed, after=number)
+
+    def _stream(self, request: web.Request, feed: Feed, *, after: int = -1) -> web.StreamResponse:
+        calls = self._calls
+        calls.check_open(feed)
+        found = (0, b"") if after < 0 else feed.recording.view(ResponseView).after(after)
+        if found is None and not feed.log.complete:
+            raise InvalidRequest(f"starting_after={after}: expected the sequence_number of an event of this response")
+        start, opening = found or (len(feed.log), b"")
+        headers = link_headers(feed) | {"x-request-id": request["request_id"]}
+        return calls.streaming.stream(request, feed, RESPONSES, start=start, opening=opening, headers=headers)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Stop a response, on whichever node it runs; what it has said stays."""
+        feed = await self._calls.producers.cancel(generation_id_of(request))
+        return answer_json(_response(feed), feed)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Cancel if live, and remove every trace."""
+        generation_id = generation_id_of(request)
+        await self._calls.producers.delete(generation_id)
+        return answer_json({"id": generation_id, "object": "response", "deleted": True})
+
+    async def input_items(self, request: web.Request) -> web.Response:
+        """The items of the request, with those of the responses it continues."""
+        feed = await self._calls.hub.open(generation_id_of(request))
+        items = _items((await kept_request(self._calls, feed)).get("input", []))
+        named = [{"id": f"{feed.generation_id}-{place}", **_spelt_out(item)} for place, item in enumerate(items)]
+        return answer_json(page_of(request, named, order="desc"), feed)
+
+
+def _response(feed: Feed) -> dict[str, Any]:
+    return feed.recording.view(ResponseView).response
+
+
+def _items(given: Any) -> list[Any]:
+    return [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+
+
+def _is_said(item: dict[str, Any]) -> bool:
+    """Whether an output item means something to an upstream that does not remember it."""
+    return item.get("type") != "reasoning" or bool(item.get("encrypted_content"))
+
+
+def _as_input(item: dict[str, Any]) -> dict[str, Any]:
+    """An output item without what only the server that made it knows."""
+    return {name: value for name, value in item.items() if name not in ("id", "status")}
+
+
+def _spelt_out(item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict) or "role" not in item or not isinstance(item.get("content"), str):
+        return item if isinstance(item, dict) else {"type": "unknown"}
+    kind = "output_text" if item["role"] == "assistant" else "input_text"
+    return {"type": "message", **item, "content": [{"type": kind, "text": item["content"]}]}

@@ -1,0 +1,124 @@
+"""Answers that are over, as OpenAI's clients ask for them: one, its messages, the list of all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from aiohttp import web
+
+from replay.errors import InvalidRequest
+from replay.http.lists import listing, page_of, read_paging
+from replay.http.negotiation import generation_id_of
+from replay.http.openai import Calls, answer_json, assembled, kept_request
+from replay.live.feed import Feed
+from replay.model.event import Kind
+from replay.model.generation import Start, Status
+from replay.store import Ends
+from replay.upstream import Api
+from replay.wire.events import decode_end, decode_start
+from replay.wire.responses_request import chat_request
+
+_PAGE = 100
+_MOST_PAGES = 100  # looked through for one answer
+_METADATA = re.compile(r"metadata\[(.+)\]")
+
+
+class Stored:
+    """`GET /v1/chat/completions` and what is below it."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def routes(self) -> list[web.RouteDef]:
+        """What this face answers."""
+        return [
+            web.get("/v1/chat/completions", self.list_completions),
+            web.get("/v1/chat/completions/{id}", self.get),
+            web.delete("/v1/chat/completions/{id}", self.delete),
+            web.get("/v1/chat/completions/{id}/messages", self.messages),
+        ]
+
+    async def get(self, request: web.Request) -> web.Response:
+        """The assembled `chat.completion`; one that did not complete says so in a member `replay`."""
+        feed = await self._calls.hub.open(generation_id_of(request))
+        return answer_json(_shown(feed), feed)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Cancel if live, and remove every trace."""
+        generation_id = generation_id_of(request)
+        await self._calls.producers.delete(generation_id)
+        return answer_json({"id": generation_id, "object": "chat.completion.deleted", "deleted": True})
+
+    async def messages(self, request: web.Request) -> web.Response:
+        """The messages of the request."""
+        feed = await self._calls.hub.open(generation_id_of(request))
+        kept = await kept_request(self._calls, feed)
+        if feed.start.api == Api.RESPONSES:
+            kept = chat_request(kept)
+        messages = [
+            {"id": f"{feed.generation_id}-{place}", **message} for place, message in enumerate(kept.get("messages", ()))
+        ]
+        return answer_json(page_of(request, messages), feed)
+
+    async def list_completions(self, request: web.Request) -> web.Response:
+        """Completed chat completions, oldest first or, with `order=desc`, newest first."""
+        paging, wanted = read_paging(request), _Wanted(request)
+        place = None if paging.after is None else await self._place(paging.after)
+        found: list[str] = []
+        for _ in range(_MOST_PAGES):
+            page = await self._calls.store.recent(before=place, limit=_PAGE, oldest_first=paging.oldest_first)
+            all_ends = await self._calls.store.ends(page.generation_ids)
+            found += [ends_id(ends) for ends in all_ends if ends is not None and wanted.has(ends)]
+            place = page.next
+            if len(found) > paging.limit or place is None:
+                break
+        completions = [_shown(await self._calls.hub.open(generation_id)) for generation_id in found[: paging.limit]]
+        return answer_json(listing(completions, has_more=len(found) > paging.limit))
+
+    async def _place(self, generation_id: str) -> str:
+        (ends,) = await self._calls.store.ends([generation_id])
+        if ends is None:
+            raise InvalidRequest(f"after={generation_id[:150]!r}: expected the id of a completion that is still here")
+        return f"{ends.first.id.ms}-{generation_id}"
+
+
+class _Wanted:
+    """What a list is asked for."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._model = request.query.get("model")
+        self._metadata = dict(_metadata(request))
+
+    def has(self, ends: Ends) -> bool:
+        """Whether a generation belongs on the list."""
+        if ends.last.kind is not Kind.END or decode_end(ends.last.entry).status is not Status.COMPLETED:
+            return False
+        start = decode_start(ends.first.entry)
+        if start.api not in (None, Api.CHAT) or self._model not in (None, start.model):
+            return False
+        metadata = start.metadata or {}
+        return all(metadata.get(key) == value for key, value in self._metadata.items())
+
+
+def _metadata(request: web.Request) -> Iterator[tuple[str, str]]:
+    for name, value in request.query.items():
+        match = _METADATA.fullmatch(name)
+        if match is not None:
+            yield match[1], value
+
+
+def ends_id(ends: Ends) -> str:
+    """Whose ends these are."""
+    return decode_start(ends.first.entry).generation_id
+
+
+def _shown(feed: Feed) -> dict[str, Any]:
+    start: Start = feed.start
+    completion = assembled(feed) | {"metadata": start.metadata or {}}
+    if feed.completed:
+        return completion
+    end = decode_end(feed.log.entries[-1]) if feed.log.complete else None
+    status = end.status if end is not None else Status.STREAMING if len(feed.log) > 1 else Status.QUEUED
+    return completion | {"replay": {"status": status, "error": end.error if end is not None else None}}

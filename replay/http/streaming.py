@@ -1,0 +1,91 @@
+"""Answers a request with a stream of a generation's events, on a connection that is the subscriber's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from replay.config import Settings
+from replay.http.takeover import TakenOver, head, is_chunked, release
+from replay.live.counters import Counters
+from replay.live.feed import Channel, Feed
+from replay.live.hub import Hub
+from replay.live.subscriber import Delivery, Pace, Subscriber, cut
+from replay.wire.events import Face
+
+_PACE = Pace()
+
+
+class Streaming:
+    """Makes subscribers of requests."""
+
+    def __init__(self, hub: Hub, settings: Settings, counters: Counters) -> None:
+        self.closed = False  # the node is going away: readers are sent elsewhere
+        self._hub = hub
+        self._settings = settings
+        self._counters = counters
+
+    def stream(
+        self,
+        request: web.Request,
+        feed: Feed,
+        face: Face,
+        *,
+        start: int = 0,
+        opening: bytes = b"",
+        preface: bytes = b"",
+        pace: Pace = _PACE,
+        headers: Mapping[str, str] | None = None,
+    ) -> web.StreamResponse:
+        """The events from the place ``start`` on, then live.
+
+        ``opening`` is written at once, ``preface`` goes into the first block that carries data.
+        """
+        settings = self._settings
+        channel = Channel(face, is_chunked(request))
+        fields = {**_headers(face), "Replay-Generation-Id": feed.generation_id, **(headers or {})}
+        retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
+        delivery = Delivery(
+            channel=channel,
+            head=head(request, fields) + (channel.framed(opening) if opening else b""),
+            preface=retry + preface,
+            start=start,
+            pace=pace,
+            buffer_bytes=settings.write_buffer_bytes,
+            deadline_s=settings.write_deadline_s,
+        )
+        subscribers = self._hub.subscribers
+        subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
+        subscribers.add(subscriber)
+        transport = release(request)
+        if transport is None:
+            subscribers.discard(subscriber)
+        else:
+            subscriber.take_over(transport, delivery)
+        return TakenOver()
+
+    async def come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
+        """Answer so that an `EventSource` tries again: any other status would end it for good."""
+        channel = Channel(face, is_chunked(request))
+        transport = request.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(head(request, _headers(face)) + channel.framed(face.keepalive))
+            for _ in range(100):  # the transport may write only when the loop turns
+                if not transport.get_write_buffer_size() or transport.is_closing():
+                    break
+                await asyncio.sleep(0.01)
+        transport = release(request)
+        if transport is not None:
+            cut(transport, chunked=channel.chunked)
+        return TakenOver()
+
+
+def _headers(face: Face) -> dict[str, str]:
+    return {
+        "Content-Type": face.content_type,
+        "Cache-Control": "no-cache, no-transform",
+        "X-Accel-Buffering": "no",
+        "X-Content-Type-Options": "nosniff",
+    }

@@ -1,0 +1,131 @@
+"""`/v1/completions/stream`: a generation for a plain page, three lines of `EventSource`.
+
+The ids on the wire are `<generation id>:<event id>`. So when the browser comes back to the same URL by itself,
+with the last of them, it resumes that generation; without that, every reconnect would start, and pay for, another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
+from replay.http.negotiation import generation_id_in
+from replay.http.openai import Calls, failure, link_headers, said_nothing
+from replay.http.orders import chat_request, order_of, read_object
+from replay.http.problems import refuse_cross_site
+from replay.live.feed import Feed
+from replay.model.event import EventId
+from replay.upstream import Api
+from replay.wire.events import SSE
+from replay.wire.openai_faces import TOKENS
+
+# What a URL may ask for; everything else needs a body.
+_PARAMETERS: dict[str, Callable[[str], Any]] = {
+    "prompt": str,
+    "model": str,
+    "max_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "seed": int,
+}
+
+
+class Tokens:
+    """`GET` and `POST /v1/completions/stream`."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def routes(self) -> list[web.RouteDef]:
+        """What this face answers."""
+        path = "/v1/completions/stream"
+        return [web.get(path, self.get, allow_head=False), web.post(path, self.post)]
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Start what the URL asks for, or go on with what this reader has begun."""
+        cursor = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
+        if cursor:
+            return await self._resume(request, cursor)
+        refuse_cross_site(request)  # it costs money, and any page may make a browser send a GET
+        return await self._start(request, _body_of(request), None)
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """The same with a body of JSON."""
+        body = await read_object(request, self._calls.settings)
+        cursor = request.headers.get("Last-Event-ID")
+        if cursor:
+            return await self._resume(request, cursor)
+        options = body.pop("replay", None)
+        body.pop("stream", None)
+        return await self._start(request, body, options)
+
+    async def _start(self, request: web.Request, body: dict[str, Any], options: Any) -> web.StreamResponse:
+        calls = self._calls
+        if not isinstance(body.get("prompt"), str):
+            raise InvalidRequest("prompt: expected a string")
+        feed = await calls.start(order_of(request, chat_request(body), options, calls.settings, api=Api.CHAT))
+        await self._first_token(feed)
+        if said_nothing(feed):
+            return failure(feed)
+        # A reader that is cut before its first token has to know where it was all the same.
+        opening = b"" if _has_token(feed) else _cursor_alone(feed, calls.settings.retry_ms)
+        return calls.streaming.stream(request, feed, TOKENS, opening=opening, headers=_headers(request, feed))
+
+    async def _first_token(self, feed: Feed) -> None:
+        """Wait for the first token or the end, but not so long that a proxy gives up."""
+        await self._calls.first_words(feed)
+        try:
+            async with asyncio.timeout(self._calls.settings.keepalive_s):
+                while not (_has_token(feed) or feed.log.complete or feed.invalid):
+                    await feed.wait_change(len(feed.log), self._calls.settings.keepalive_s)
+        except TimeoutError:
+            pass
+
+    async def _resume(self, request: web.Request, cursor: str) -> web.StreamResponse:
+        calls = self._calls
+        name, colon, text = cursor.rpartition(":")
+        if not colon:
+            raise InvalidEventId(f"Last-Event-ID {cursor[:150]!r}: expected <generation id>:<ms>-<seq>")
+        generation_id, event_id = generation_id_in(name), EventId.parse(text)
+        try:
+            feed = await calls.hub.open(generation_id)
+            known = await calls.hub.find(feed, event_id)
+        except StoreUnavailable:
+            return await calls.streaming.come_back(request, TOKENS)
+        if calls.streaming.closed or feed.invalid:
+            return await calls.streaming.come_back(request, TOKENS)
+        start = event_id.seq + 1 if known else 0
+        if start >= len(feed.log) and feed.log.complete:
+            return web.Response(status=204)
+        reset = b"" if known else SSE.notice("reset", {"reason": "unknown_event_id", "asked": cursor})
+        headers = _headers(request, feed)
+        return calls.streaming.stream(request, feed, TOKENS, start=start, preface=reset, headers=headers)
+
+
+def _headers(request: web.Request, feed: Feed) -> dict[str, str]:
+    return link_headers(feed) | {"x-request-id": request["request_id"]}
+
+
+def _has_token(feed: Feed) -> bool:
+    return bool(feed.log.token_times())
+
+
+def _cursor_alone(feed: Feed, retry_ms: int) -> bytes:
+    return b"retry: %d\nid: %b:%d-%d\n\n" % (retry_ms, feed.generation_id.encode(), *feed.log.event_id(0))
+
+
+def _body_of(request: web.Request) -> dict[str, Any]:
+    """The parameters of a URL; raises InvalidRequest."""
+    body: dict[str, Any] = {}
+    for name, text in request.query.items():
+        if name not in _PARAMETERS:
+            raise InvalidRequest(f"{name[:100]}: expected {', '.join(_PARAMETERS)}; anything else in a POST")
+        try:
+            body[name] = _PARAMETERS[name](text)
+        except ValueError:
+            raise InvalidRequest(f"{name}={text[:100]!r}: expected {_PARAMETERS[name].__name__}") from None
+    return body

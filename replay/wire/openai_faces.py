@@ -1,0 +1,104 @@
+"""A log as OpenAI's clients see it: the upstream's own chunks under the generation's id.
+
+CHUNKS              with event ids, for `EventSource` (`format=openai`)
+COMPLETIONS         `data:` lines alone, as the SDKs need them
+COMPLETIONS_BARE    the same without the usage that the client did not ask for
+TOKENS              the visible text alone, for a plain page; the ids name the generation too
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from replay.model.event import Entry, EventId, Kind
+from replay.model.generation import End, Status
+from replay.wire import json, sse
+from replay.wire.events import Face, Recording, decode_end, no_notice
+from replay.wire.openai import visible_text, with_id
+
+_STREAM = "text/event-stream; charset=utf-8"
+_TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
+_DONE = b"[DONE]"
+
+
+def _chunks(recording: Recording, start: int, stop: int, *, usage: bool = True) -> Iterator[tuple[EventId, bytes]]:
+    """Chunks and how they close; ``usage=False`` leaves out those that hold nothing else."""
+    generation_id = recording.start.generation_id
+    renamed = None
+    for event in recording.log.events(start, stop):
+        entry = event.entry
+        if entry[0] in _TEXT_ALONE:
+            renamed = renamed or recording.renamed(event.id.seq)
+            assert renamed is not None, "an entry of text alone always follows a whole chunk"
+            yield event.id, renamed.chunk(entry[1:])
+            continue
+        renamed = None
+        if event.kind is Kind.END:
+            yield event.id, closing_data(decode_end(entry))
+        elif event.kind is not Kind.START and (usage or not _is_usage(entry)):
+            yield event.id, with_id(entry[1:], generation_id)
+
+
+def _is_usage(entry: bytes) -> bool:
+    """Whether a whole chunk is the one that OpenAI sends for `stream_options.include_usage`."""
+    if b'"usage"' not in entry:
+        return False
+    chunk = json.loads(entry[1:])
+    return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
+
+
+def _with_ids(recording: Recording, start: int, stop: int) -> bytes:
+    return b"".join(
+        b"id: %d-%d\ndata: %b\n\n" % (*event_id, data) for event_id, data in _chunks(recording, start, stop)
+    )
+
+
+def _without_ids(recording: Recording, start: int, stop: int, *, usage: bool) -> bytes:
+    return b"".join(b"data: %b\n\n" % data for _, data in _chunks(recording, start, stop, usage=usage))
+
+
+def _as_tokens(recording: Recording, start: int, stop: int) -> bytes:
+    generation_id = recording.start.generation_id.encode()
+    blocks = []
+    for (ms, seq), entry in recording.log.events(start, stop):
+        kind = entry[:1]
+        if kind == Entry.TOKEN:
+            data = b'{"token":"%b"}' % entry[1:]
+        elif kind == Entry.WHOLE_TOKEN:
+            data = json.dumps({"token": visible_text(json.loads(entry[1:]))})
+        elif kind == Entry.END:
+            data = closing_data(decode_end(entry))
+        else:
+            continue
+        blocks.append(b"id: %b:%d-%d\ndata: %b\n\n" % (generation_id, ms, seq, data))
+    return b"".join(blocks)
+
+
+def closing_data(end: End) -> bytes:
+    """How OpenAI's stream closes: `[DONE]`, or the error object of one that broke."""
+    return _DONE if end.status is Status.COMPLETED else json.dumps({"error": error_object(end)})
+
+
+def error_object(end: End) -> dict[str, Any]:
+    """OpenAI's error object for a generation that did not complete; the upstream's own words where it had any."""
+    error: dict[str, Any] = end.error or {"code": end.status.value, "message": f"The generation was {end.status}."}
+    upstream = error.get("upstream", {})
+    return {
+        "message": error["message"],
+        "type": upstream.get("type") or error["code"],
+        "param": upstream.get("param"),
+        "code": upstream.get("code") or error["code"],
+    }
+
+
+def _completions(*, usage: bool) -> Face:
+    encode = partial(_without_ids, usage=usage)
+    return Face(_STREAM, encode, no_notice, sse.KEEPALIVE, retry=False, cut_unless_completed=True)
+
+
+CHUNKS = Face(_STREAM, _with_ids, no_notice, sse.KEEPALIVE, retry=True)
+COMPLETIONS = _completions(usage=True)
+COMPLETIONS_BARE = _completions(usage=False)
+TOKENS = Face(_STREAM, _as_tokens, no_notice, sse.KEEPALIVE, retry=True)

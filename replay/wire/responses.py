@@ -1,0 +1,324 @@
+"""OpenAI's Responses API as a view of a recorded log.
+
+A log holds the events of an upstream that speaks the Responses API, and they pass through under the
+generation's id; or it holds chat chunks, and the events are made of them: `response.created` and
+`response.in_progress`, the events of the items (see `response_output`) in the order in which the items
+begin, and one of `response.completed`, `response.incomplete` and `response.failed`.
+
+Either way the events are numbered from 0, and the same log gives the same events on every node, so that
+a reader may go on after any of them (`starting_after`). A cancelled generation just ends: OpenAI has no
+event for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from replay.wire.response_output import (
+    CUSTOM,
+    FUNCTION,
+    REASONING,
+    REFUSAL,
+    TEXT,
+    Object,
+    Output,
+    object_in,
+    objects_in,
+)
+
+_V = TypeVar("_V")
+
+_CALLS = {kind.item: kind for kind in (FUNCTION, CUSTOM)}
+_DELTAS = {f"{kind.event}.delta": kind for kind in (TEXT, REFUSAL, REASONING, FUNCTION, CUSTOM)} | {
+    "response.reasoning_summary_text.delta": REASONING
+}
+_LAST = ("response.completed", "response.incomplete", "response.failed")
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # by the finish reason
+
+# What a response repeats of the request it answers, and what it says where the request left it open.
+REPEATED: Object = {
+    "background": False,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": {"effort": None, "summary": None},
+    "safety_identifier": None,
+    "service_tier": "auto",
+    "store": True,
+    "temperature": 1.0,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "user": None,
+}
+_OURS = ("background", "metadata", "previous_response_id", "store")  # which this service sees to, not an upstream
+
+
+def _found(table: Mapping[str, _V], key: Any) -> _V | None:
+    return table.get(key) if isinstance(key, str) else None
+
+
+# Events as chunks.
+
+
+def is_response_event(chunk: Object) -> bool:
+    """Whether this is an event of the Responses API and not a chat chunk."""
+    kind = chunk.get("type")
+    return isinstance(kind, str) and kind.startswith("response.")
+
+
+def as_chunk(event: Object) -> Object | None:
+    """A Responses event as the chat chunk that says the same, for readers that fold chat chunks.
+
+    None where it says nothing new.
+    """
+    if event.get("type") in _LAST:
+        return _last_chunk(event)
+    if event.get("type") == "response.output_item.added":
+        return _call_chunk(event)
+    kind, piece = _found(_DELTAS, event.get("type")), event.get("delta")
+    if kind is None or not isinstance(piece, str):
+        return None
+    if kind.part:
+        return _chunk({kind.said: piece})
+    return _chunk({"tool_calls": [{"index": _whose(event), kind.said: {kind.field: piece}}]})
+
+
+def _call_chunk(event: Object) -> Object | None:
+    item = object_in(event.get("item"))
+    kind = _found(_CALLS, item.get("type"))
+    if kind is None:
+        return None
+    call = {"name": item.get("name"), kind.field: ""}
+    fragment = {"index": _whose(event), "id": item.get("call_id"), "type": kind.said, kind.said: call}
+    return _chunk({"tool_calls": [fragment]})
+
+
+def _last_chunk(event: Object) -> Object | None:
+    response = object_in(event.get("response"))
+    reason = _finish_reason(event["type"], response)
+    chunk = {"choices": []} if reason is None else _chunk({}, finish_reason=reason)
+    if isinstance(response.get("usage"), dict):
+        return chunk | {"usage": response["usage"]}
+    return chunk if reason else None
+
+
+def _finish_reason(last: str, response: Object) -> str | None:
+    if last == "response.failed":
+        return None
+    if last == "response.incomplete":
+        filtered = object_in(response.get("incomplete_details")).get("reason") == "content_filter"
+        return "content_filter" if filtered else "length"
+    called = any(_found(_CALLS, item.get("type")) for item in objects_in(response.get("output")))
+    return "tool_calls" if called else "stop"
+
+
+def _chunk(delta: Object, **beside: Any) -> Object:
+    return {"choices": [{"index": 0, "delta": delta, **beside}]}
+
+
+def _whose(event: Object) -> int | str | None:
+    """The item an event is about: its place in the output, or an id, with servers that leave the place out."""
+    item = object_in(event.get("item"))
+    names = (event.get("output_index"), event.get("item_id"), item.get("id"), item.get("call_id"))
+    return next((name for name in names if isinstance(name, int | str)), None)
+
+
+# Events of a log.
+
+
+class Responses:
+    """All events of one generation in their order, and its response, as far as the log goes."""
+
+    def __init__(self, generation_id: str, *, model: str, created_at: float, request: Object) -> None:
+        self._queued: Object = {
+            "id": generation_id,
+            "object": "response",
+            "created_at": created_at,
+            "completed_at": None,
+            "status": "queued",
+            "error": None,
+            "incomplete_details": None,
+            "model": model,
+            "output": [],
+            "usage": None,
+            **_repeated(request),
+        }
+        self._ours = {"id": generation_id} | {key: request[key] for key in _OURS if key in request}
+        self._source: _FromChunks | _FromEvents | None = None  # the first entry of the log tells
+        self._created = False  # which is told once: by us in the background, else before the first words
+        self._told = 0
+
+    @property
+    def response(self) -> Object:
+        """The response object, as far as it is known now."""
+        return self._queued if self._source is None else self._source.response
+
+    def start(self) -> list[Object]:
+        """What is told before the upstream has said anything: in the background, that there is a response."""
+        created = [{"type": "response.created", "response": self._queued}]
+        return self._numbered(created) if self._queued["background"] else []
+
+    def add(self, chunk: Object) -> list[Object]:
+        """The events that a further entry of the log gives; none where it cannot be understood."""
+        if self._source is None and _is_event(chunk):
+            self._source = _FromEvents(self._queued, self._ours)
+        elif self._source is None and "choices" in chunk:
+            self._source = _FromChunks(self._queued)
+        return self._numbered(self._source.add(chunk)) if self._source else []
+
+    def end(self, status: str, error: Object | None, ended_at: float) -> list[Object]:
+        """The events of the end: of what is still open, and the last one where the upstream sent none.
+
+        ``status`` is the generation's; ``error`` has a code and a message.
+        """
+        self._source = self._source or _FromChunks(self._queued)
+        return self._numbered(self._source.end(status, error, ended_at))
+
+    def _numbered(self, events: list[Object]) -> list[Object]:
+        fresh = [event for event in events if not (self._created and event["type"] == "response.created")]
+        self._created = self._created or bool(fresh)
+        first = self._told
+        self._told += len(fresh)
+        return [event | {"sequence_number": number} for number, event in enumerate(fresh, first)]
+
+
+def _repeated(request: Object) -> Object:
+    given = {key: request[key] for key in REPEATED if request.get(key) is not None}
+    for key, default in REPEATED.items():
+        if isinstance(default, dict) and isinstance(given.get(key), dict):
+            given[key] = default | given[key]  # some of what such an object says may be left open too
+    return REPEATED | given
+
+
+def _is_event(chunk: Object) -> bool:
+    return is_response_event(chunk) or chunk.get("type") == "error"
+
+
+def _outcome(status: str, error: Object | None, ended_at: float) -> Object:
+    """What the end of a generation says in its response object."""
+    if status == "completed":
+        return {"status": "completed", "completed_at": ended_at}
+    if status == "cancelled" and error is None:
+        return {"status": "cancelled"}
+    error = error or {"code": "server_error", "message": f"The generation was {status}."}
+    told = {"code": error.get("code"), "message": error.get("message")}
+    return {"status": "cancelled" if status == "cancelled" else "failed", "error": told}
+
+
+def _failure(response: Object) -> list[Object]:
+    return [{"type": "response.failed", "response": response}] if response["status"] == "failed" else []
+
+
+def _stopped(item: Object) -> Object:
+    return item | {"status": "incomplete"} if item.get("status") == "in_progress" else item
+
+
+class _FromEvents:
+    """The events of an upstream that speaks the Responses API, under the generation's id."""
+
+    def __init__(self, queued: Object, ours: Object) -> None:
+        self._response = queued | {"status": "in_progress"}
+        self._ours = ours
+        self._items: dict[int | str | None, Object] = {}
+        self._last: str | None = None  # the event that ended it
+
+    @property
+    def response(self) -> Object:
+        return self._response | {"output": objects_in(self._response["output"]) or list(self._items.values())}
+
+    def add(self, event: Object) -> list[Object]:
+        if not _is_event(event):
+            return []
+        if isinstance(event.get("response"), dict):
+            event = event | {"response": event["response"] | self._ours}
+            self._response |= event["response"]
+        if event["type"] in ("response.output_item.added", "response.output_item.done"):
+            self._items[_whose(event)] = object_in(event.get("item"))
+        if event["type"] in _LAST:
+            self._response["status"] = event["type"].removeprefix("response.")
+        if event["type"] in (*_LAST, "error"):
+            self._last = event["type"]
+        return [event]
+
+    def end(self, status: str, error: Object | None, ended_at: float) -> list[Object]:
+        if self._last in _LAST:
+            return []
+        self._response |= _outcome(status, error, ended_at)
+        self._items = {whose: _stopped(item) for whose, item in self._items.items()}
+        return [] if self._last else _failure(self.response)
+
+
+class _FromChunks:
+    """The events that chat chunks make."""
+
+    def __init__(self, queued: Object) -> None:
+        self._response = {**queued}
+        self._output = Output(queued["id"])
+        self._finish_reason: Any = None
+
+    @property
+    def response(self) -> Object:
+        return self._response | {"output": self._output.shown}
+
+    def add(self, chunk: Object) -> list[Object]:
+        if isinstance(chunk.get("model"), str) and chunk["model"]:  # some servers leave it empty at first
+            self._response["model"] = chunk["model"]
+        events = self._begin()
+        if isinstance(chunk.get("usage"), dict):
+            self._response["usage"] = _usage(chunk["usage"])
+        for choice in objects_in(chunk.get("choices")):
+            if choice.get("index", 0) == 0:
+                self._finish_reason = choice.get("finish_reason") or self._finish_reason
+                events += self._output.add(choice)
+        return events
+
+    def end(self, status: str, error: Object | None, ended_at: float) -> list[Object]:
+        if status == "completed":
+            return self._begin() + self._complete(ended_at)
+        begun = [] if status == "cancelled" else self._begin()
+        self._output.stop()
+        self._response |= _outcome(status, error, ended_at)
+        return begun + _failure(self.response)
+
+    def _begin(self) -> list[Object]:
+        if self._response["status"] != "queued":
+            return []
+        self._response["status"] = "in_progress"
+        return [{"type": f"response.{what}", "response": self.response} for what in ("created", "in_progress")]
+
+    def _complete(self, ended_at: float) -> list[Object]:
+        reason = _found(_INCOMPLETE, self._finish_reason)
+        if reason is None:
+            events = self._output.close("completed")
+            self._response |= _outcome("completed", None, ended_at)
+        else:
+            events = self._output.close("incomplete")
+            self._response |= {"status": "incomplete", "incomplete_details": {"reason": reason}}
+        return [*events, {"type": f"response.{self._response['status']}", "response": self.response}]
+
+
+def _usage(usage: Object) -> Object:
+    """What a chat completion's usage is in the words of the Responses API."""
+    read, written = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    read_details = object_in(usage.get("prompt_tokens_details"))
+    written_details = object_in(usage.get("completion_tokens_details"))
+    return {
+        "input_tokens": read,
+        "input_tokens_details": {key: _count(read_details, key) for key in ("cached_tokens", "cache_write_tokens")},
+        "output_tokens": written,
+        "output_tokens_details": {"reasoning_tokens": _count(written_details, "reasoning_tokens")},
+        "total_tokens": _count(usage, "total_tokens") or read + written,
+    }
+
+
+def _count(holder: Object, key: str) -> int:
+    return holder[key] if isinstance(holder.get(key), int) else 0
