@@ -15,16 +15,21 @@ from aiohttp import web
 
 from replay.config import Settings
 from replay.errors import InvalidSetting
+from replay.http.bundles import Bundles
 from replay.http.events import Events
+from replay.http.feed import LifeFeed
 from replay.http.generations import Generations
 from replay.http.openai import Calls, Completions
 from replay.http.ops import Ops
+from replay.http.pages import Pages
 from replay.http.problems import answer_problems
 from replay.http.responses import ResponseCalls
+from replay.http.server import Runner
 from replay.http.stored import Stored
 from replay.http.streaming import Streaming
 from replay.http.tokens import Tokens
 from replay.http.transcripts import Transcripts
+from replay.live.chronicle import Chronicle
 from replay.live.counters import Counters
 from replay.live.hub import Hub
 from replay.live.node import Node
@@ -73,9 +78,12 @@ class App:
         counters = Counters()
         self.hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=2 * settings.lease_s)
         parts.push_async_callback(self.hub.stop)
-        self.producers = Producers(store, self.hub, upstream, settings, counters, node=self.name)
+        chronicle = Chronicle(store, patience_s=2 * settings.lease_s)
+        chronicle.start()
+        parts.push_async_callback(chronicle.stop)
+        self.producers = Producers(store, self.hub, chronicle, upstream, settings, counters, node=self.name)
         orphans = Orphans(store, self.hub, self.producers, counters, node=self.name)
-        node = Node(store, self.hub, self.producers, orphans, settings, name=self.name)
+        node = Node(store, self.hub, chronicle, self.producers, orphans, settings, name=self.name)
         await node.start(alone=alone)
         parts.push_async_callback(node.stop)
         parts.push_async_callback(self.producers.stop)
@@ -83,12 +91,18 @@ class App:
         starter = Starter(store, self.hub, self.producers, upstream, settings, node=self.name)
         self._streaming = Streaming(self.hub, settings, counters)
         events = Events(self.hub, self._streaming)
-        generations = Generations(store, self.hub, self.producers, starter, events, settings, node=self.name)
+        generations = Generations(store, self.hub, chronicle, self.producers, starter, events, settings, node=self.name)
         ops = Ops(store, self.hub, self.producers, counters)
         web_app = web.Application(middlewares=[answer_problems], client_max_size=settings.max_body_bytes)
         calls = Calls(store, self.hub, self.producers, starter, upstream, self._streaming, settings)
         openai = (Completions(calls), Stored(calls), Tokens(calls), ResponseCalls(calls))
-        for face in (generations, events, Transcripts(self.hub), ops, *openai):
+        watching = (
+            events,
+            Transcripts(self.hub),
+            Bundles(self.hub, self._streaming),
+            LifeFeed(chronicle, self._streaming),
+        )
+        for face in (generations, *watching, ops, *openai, Pages()):
             web_app.add_routes(face.routes())
         url = await self._listen(web_app)
         parts.callback(self._cut_subscribers)
@@ -102,7 +116,7 @@ class App:
 
     async def _listen(self, web_app: web.Application) -> str:
         settings = self.settings
-        runner = web.AppRunner(web_app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
+        runner = Runner(web_app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
         await runner.setup()
         self._parts.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)

@@ -35,7 +35,7 @@ class InvalidRequest(ReplayError):
 
 
 class InvalidEventId(InvalidRequest):
-    """An event id is two integers, <ms>-<seq>."""
+    """A cursor is the id of an event."""
 
     code = "invalid_event_id"
 
@@ -139,7 +139,7 @@ class Refusal:
 
     status: int
     headers: dict[str, str]  # content type, and when to come back
-    body: str
+    body: str  # a character for each byte (ISO 8859-1), whatever they mean
 
 
 class UpstreamError(ReplayError):

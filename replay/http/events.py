@@ -26,7 +26,7 @@ _PAGE = "application/json"
 _FACES = {_STREAM: SSE, _LINES: NDJSON}
 _LARGEST_PAGE = 1000
 _DEFAULT_PAGE = 100
-_FROM_START = "-1"
+FROM_START = "-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def read_wish(request: web.Request) -> Wish:
     face = _face(request)
     return Wish(
         face=face,
-        cursor=_cursor(request),
+        cursor=event_id_of(request),
         pace=_pace(request),
         snapshot=_mode(request, face) == "snapshot",
         since_ms=negotiation.time_ms(request, "since"),
@@ -99,7 +99,7 @@ class Events:
             if await self._hub.find(feed, cursor):
                 return Place(cursor.seq + 1)
             return Place(0, (("reset", {"reason": "unknown_event_id", "asked": str(cursor)}, None),))
-        if cursor == _FROM_START:
+        if cursor == FROM_START:
             return Place(0)
         if wish.snapshot:
             stop = len(log) - 1 if log.complete else len(log)
@@ -112,7 +112,7 @@ class Events:
         stop = min(place.start + wish.limit, len(log))
         events = event_objects(feed.recording, place.start, stop)
         complete = log.complete and stop == len(log)
-        following = None if complete else str(log.event_id(stop - 1)) if stop else _FROM_START
+        following = None if complete else str(log.event_id(stop - 1)) if stop else FROM_START
         reset = b"".join(b',"reset":' + json.dumps({"type": name, **data}) for name, data, _ in place.notices)
         body = b'{"events":[%b],"next":%b,"complete":%b%b}' % (
             b",".join(events),
@@ -133,13 +133,16 @@ def _face(request: web.Request) -> Face | None:
     return _FACES.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))
 
 
-def _cursor(request: web.Request) -> EventId | str | None:
-    """The header, else the query; raises InvalidEventId."""
+def cursor_of(request: web.Request) -> str | None:
+    """The header, else the query."""
     query = request.query
-    text = request.headers.get("Last-Event-ID") or query.get("after") or query.get("last_event_id")
-    if not text:
-        return None
-    return _FROM_START if text == _FROM_START else EventId.parse(text)
+    return request.headers.get("Last-Event-ID") or query.get("after") or query.get("last_event_id") or None
+
+
+def event_id_of(request: web.Request) -> EventId | str | None:
+    """The cursor as an event's id, or `-1`, or None; raises InvalidEventId."""
+    text = cursor_of(request)
+    return text if text in (None, FROM_START) else EventId.parse(text)
 
 
 def _pace(request: web.Request) -> Pace:
@@ -148,10 +151,16 @@ def _pace(request: web.Request) -> Pace:
     return Pace(speed=speed, batch_s=(batch_ms or 0.0) / 1000)
 
 
-def _mode(request: web.Request, face: Face | None) -> str | None:
+def read_mode(request: web.Request) -> str | None:
+    """`snapshot`, or None; raises InvalidRequest."""
     mode = request.query.get("mode")
     if mode not in (None, "snapshot"):
         raise InvalidRequest(f"mode={mode[:100]!r}: expected snapshot, or no mode")
+    return mode
+
+
+def _mode(request: web.Request, face: Face | None) -> str | None:
+    mode = read_mode(request)
     if mode is not None and face not in (SSE, NDJSON):
         raise InvalidRequest("mode=snapshot: expected for a stream of events, not for pages or format=openai")
     return mode

@@ -10,9 +10,10 @@ from aiohttp import web
 from replay.config import Settings
 from replay.errors import InvalidRequest
 from replay.http import negotiation
-from replay.http.events import Events, read_wish
+from replay.http.events import FROM_START, Events, read_wish
 from replay.http.negotiation import generation_id_of
 from replay.http.orders import read_order
+from replay.live.chronicle import Chronicle
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
@@ -36,6 +37,7 @@ class Generations:
         self,
         store: EventStore,
         hub: Hub,
+        chronicle: Chronicle,
         producers: Producers,
         starter: Starter,
         events: Events,
@@ -45,6 +47,7 @@ class Generations:
     ) -> None:
         self._store = store
         self._hub = hub
+        self._chronicle = chronicle
         self._producers = producers
         self._starter = starter
         self._events = events
@@ -86,6 +89,7 @@ class Generations:
         """Generations, newest first."""
         wanted = _statuses(request)
         limit = negotiation.integer(request, "limit", least=1, most=_LARGEST_LIMIT, default=_DEFAULT_LIMIT)
+        cursor = await self._chronicle.last_id()  # read first, so that nothing falls between the list and the feed
         found: list[Ends] = []
         place = request.query.get("before")
         for _ in range(_MOST_PAGES):
@@ -100,7 +104,9 @@ class Generations:
             describe(generation, ends.expires_at_ms, counts[generation.start.generation_id])
             for generation, ends in zip(generations, found, strict=True)
         ]
-        return _answer({"generations": described, "next": place, "feed_cursor": "-1"})
+        return _answer(
+            {"generations": described, "next": place, "feed_cursor": FROM_START if cursor is None else str(cursor)}
+        )
 
     async def _existing(self, generation_ids: Sequence[str], wanted: frozenset[Status]) -> list[Ends]:
         """Those that still exist and have a wanted status; what is gone is taken off the list."""

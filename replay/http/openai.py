@@ -18,11 +18,12 @@ from replay.errors import (
     GenerationNotFound,
     InvalidRequest,
     ModelNotFound,
+    Refusal,
     StoreUnavailable,
     status_of,
 )
 from replay.http.orders import chat_request, credentials_of, order_of, read_object, shown
-from replay.http.problems import openai_error
+from replay.http.problems import openai_error, refused
 from replay.http.streaming import Streaming
 from replay.live.feed import Feed
 from replay.live.hub import Hub
@@ -56,7 +57,8 @@ class Calls:
 
     async def first_words(self, feed: Feed) -> None:
         """Wait until the upstream has said something, or has refused; raises Draining, StoreUnavailable."""
-        await self.producers.answered(feed, self.settings.keepalive_s)
+        with feed.watched():
+            await self.producers.answered(feed, self.settings.keepalive_s)
         self.check_open(feed)
 
     def check_open(self, feed: Feed) -> None:
@@ -96,26 +98,16 @@ def failure(feed: Feed) -> web.Response:
     """The answer for a generation that did not complete: what the upstream answered, or an error of ours."""
     end = decode_end(feed.log.entries[-1])
     bound = feed.start.idempotency is not None and not feed.refused
-    response = _refusal(end.refusal) if end.refusal is not None else _failed(end)
+    response = refused(Refusal(**end.refusal)) if end.refusal is not None else _failed(end)
     response.headers.update(link_headers(feed))
     if bound:
         response.headers["x-should-retry"] = "false"  # the key leads to this same generation again
     return response
 
 
-def _refusal(refusal: dict[str, Any]) -> web.Response:
-    headers = {"Content-Type": "application/json"} | {
-        name.title(): value for name, value in refusal["headers"].items() if name != "x-should-retry"
-    }
-    if "x-should-retry" in refusal["headers"]:
-        headers["x-should-retry"] = refusal["headers"]["x-should-retry"]
-    return web.Response(status=refusal["status"], body=refusal["body"].encode(errors="replace"), headers=headers)
-
-
 def _failed(end: End) -> web.Response:
-    if end.error is None:  # somebody has cancelled it
-        return openai_error(HTTPStatus.CONFLICT, **error_object(end), retry=False)
-    return openai_error(status_of(end.error["code"]), **error_object(end))
+    status = HTTPStatus.CONFLICT if end.error is None else status_of(end.error["code"])  # without: it was cancelled
+    return openai_error(status, **error_object(end))
 
 
 class Completions:

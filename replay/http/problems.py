@@ -9,7 +9,16 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from replay.errors import BodyTooLarge, CrossSiteRequest, GenerationExists, LimitExceeded, ReplayError
+from replay.errors import (
+    Abandoned,
+    BodyTooLarge,
+    CrossSiteRequest,
+    GenerationExists,
+    LimitExceeded,
+    Refusal,
+    ReplayError,
+    UpstreamError,
+)
 from replay.wire import json
 
 log = logging.getLogger(__name__)
@@ -17,7 +26,7 @@ log = logging.getLogger(__name__)
 _READING = frozenset(("GET", "HEAD", "OPTIONS"))
 # OpenAI's clients try again after these; after some of ours it cannot help.
 _RETRIED = frozenset((408, 409, 429, *range(500, 600)))
-_PERMANENT = frozenset((GenerationExists.code, LimitExceeded.code))
+_PERMANENT = frozenset((GenerationExists.code, LimitExceeded.code, Abandoned.code, "cancelled"))
 
 
 def problem(status: int, title: str, detail: str, code: str) -> web.Response:
@@ -26,14 +35,12 @@ def problem(status: int, title: str, detail: str, code: str) -> web.Response:
     return web.Response(status=status, body=json.dumps(document), content_type="application/problem+json")
 
 
-def openai_error(
-    status: int, message: str, type: str, code: object, param: object = None, *, retry: bool | None = None
-) -> web.Response:
-    """An error in OpenAI's shape; ``retry`` tells its clients whether to try again where the status does not."""
+def openai_error(status: int, message: str, type: str, code: object, param: object = None) -> web.Response:
+    """An error in OpenAI's shape, which tells its clients when they need not try again."""
     error = {"message": message, "type": type, "param": param, "code": code}
     response = web.Response(status=status, body=json.dumps({"error": error}), content_type="application/json")
-    if retry is not None:
-        response.headers["x-should-retry"] = str(retry).lower()
+    if status in _RETRIED and code in _PERMANENT:
+        response.headers["x-should-retry"] = "false"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = "1"
     return response
@@ -50,8 +57,7 @@ def _answer_to(request: web.Request, status: int, title: str, detail: str, code:
     """The error in the shape that the caller of this path expects."""
     if not _is_openai(request):
         return problem(status, title, detail, code)
-    permanent = status in _RETRIED and code in _PERMANENT
-    return openai_error(status, detail, _type_of(status), code, retry=False if permanent else None)
+    return openai_error(status, detail, _type_of(status), code)
 
 
 def _is_openai(request: web.Request) -> bool:
@@ -91,7 +97,19 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _answer_to(request, ReplayError.status, title, "see the log", ReplayError.code)
 
 
+def refused(refusal: Refusal) -> web.Response:
+    """The upstream's own answer."""
+    headers = {"Content-Type": "application/json"} | {
+        # OpenAI's own spelling of that one is in lower case.
+        name if name.startswith("x-") else name.title(): value
+        for name, value in refusal.headers.items()
+    }
+    return web.Response(status=refusal.status, body=refusal.body.encode("latin-1"), headers=headers)
+
+
 def _answer_to_error(request: web.Request, error: ReplayError) -> web.Response:
+    if isinstance(error, UpstreamError) and error.refusal is not None and _is_openai(request):
+        return refused(error.refusal)
     response = _answer_to(request, error.status, error.title, str(error) or error.title, error.code)
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = "1"

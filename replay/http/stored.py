@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from aiohttp import web
 
-from replay.errors import InvalidRequest
+from replay.errors import GenerationNotFound, InvalidRequest
 from replay.http.lists import listing, page_of, read_paging
 from replay.http.negotiation import generation_id_of
 from replay.http.openai import Calls, answer_json, assembled, kept_request
@@ -74,8 +75,13 @@ class Stored:
             place = page.next
             if len(found) > paging.limit or place is None:
                 break
-        completions = [_shown(await self._calls.hub.open(generation_id)) for generation_id in found[: paging.limit]]
-        return answer_json(listing(completions, has_more=len(found) > paging.limit))
+        completions = [shown async for shown in self._shown(found[: paging.limit])]
+        return answer_json(listing(completions, has_more=len(found) > paging.limit or place is not None))
+
+    async def _shown(self, generation_ids: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
+        for generation_id in generation_ids:
+            with contextlib.suppress(GenerationNotFound):  # it has expired since it was listed
+                yield _shown(await self._calls.hub.open(generation_id))
 
     async def _place(self, generation_id: str) -> str:
         (ends,) = await self._calls.store.ends([generation_id])

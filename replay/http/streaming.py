@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
 from replay.config import Settings
 from replay.http.takeover import TakenOver, head, is_chunked, release
+from replay.live.bundle import Bundle, Origin
 from replay.live.counters import Counters
 from replay.live.feed import Channel, Feed
 from replay.live.hub import Hub
-from replay.live.subscriber import Delivery, Pace, Subscriber, cut
-from replay.wire.events import Face
+from replay.live.outlet import cut
+from replay.live.subscriber import Delivery, Pace, Subscriber
+from replay.wire.bundle import Cursor
+from replay.wire.events import SSE, Face
 
 _PACE = Pace()
 
@@ -64,6 +67,24 @@ class Streaming:
             subscribers.discard(subscriber)
         else:
             subscriber.take_over(transport, delivery)
+        return TakenOver()
+
+    def bundle(self, request: web.Request, origins: Sequence[Origin], cursor: Cursor) -> web.StreamResponse:
+        """The events of several generations."""
+        settings, subscribers = self._settings, self._hub.subscribers
+        bundle = Bundle(
+            origins,
+            cursor=cursor,
+            channel=Channel(SSE, is_chunked(request)),
+            counters=self._counters,
+            deadline_s=settings.write_deadline_s,
+            on_gone=subscribers.discard,
+        )
+        transport = release(request)
+        if transport is not None:
+            subscribers.add(bundle)
+            retry = b"retry: %d\n" % settings.retry_ms
+            bundle.take_over(transport, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
         return TakenOver()
 
     async def come_back(self, request: web.Request, face: Face) -> web.StreamResponse:

@@ -7,6 +7,8 @@ with the last of them, it resumes that generation; without that, every reconnect
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +25,21 @@ from replay.upstream import Api
 from replay.wire.events import SSE
 from replay.wire.openai_faces import TOKENS
 
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
 # What a URL may ask for; everything else needs a body.
 _PARAMETERS: dict[str, Callable[[str], Any]] = {
     "prompt": str,
     "model": str,
     "max_tokens": int,
-    "temperature": float,
-    "top_p": float,
+    "temperature": _finite,
+    "top_p": _finite,
     "seed": int,
 }
 
@@ -77,13 +87,12 @@ class Tokens:
 
     async def _first_token(self, feed: Feed) -> None:
         """Wait for the first token or the end, but not so long that a proxy gives up."""
-        await self._calls.first_words(feed)
-        try:
-            async with asyncio.timeout(self._calls.settings.keepalive_s):
+        patience_s = self._calls.settings.keepalive_s
+        with contextlib.suppress(TimeoutError), feed.watched():
+            async with asyncio.timeout(patience_s):
                 while not (_has_token(feed) or feed.log.complete or feed.invalid):
-                    await feed.wait_change(len(feed.log), self._calls.settings.keepalive_s)
-        except TimeoutError:
-            pass
+                    await feed.wait_change(len(feed.log), patience_s)
+        self._calls.check_open(feed)
 
     async def _resume(self, request: web.Request, cursor: str) -> web.StreamResponse:
         calls = self._calls
@@ -127,5 +136,7 @@ def _body_of(request: web.Request) -> dict[str, Any]:
         try:
             body[name] = _PARAMETERS[name](text)
         except ValueError:
-            raise InvalidRequest(f"{name}={text[:100]!r}: expected {_PARAMETERS[name].__name__}") from None
+            raise InvalidRequest(
+                f"{name}={text[:100]!r}: expected {'an integer' if _PARAMETERS[name] is int else 'a number'}"
+            ) from None
     return body

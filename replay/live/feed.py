@@ -12,16 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from replay.model.event import Event
 from replay.model.generation import Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
 from replay.wire.events import Face, Recording, decode_end, fold
-
-if TYPE_CHECKING:
-    from replay.live.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +42,36 @@ class Channel(NamedTuple):
         return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
 
+class Reader(Protocol):
+    """Who follows a feed."""
+
+    channel: Channel
+
+    def pump(self) -> None:
+        """The feed has grown: pull what is lacking."""
+
+    def write(self, data: bytes) -> None:
+        """What a live one is sent."""
+
+    def keep_alive(self, now: float, silence: float) -> None:
+        """A sign of life is due, where nothing was written for that long."""
+
+    def abort(self) -> None:
+        """The feed is not the log any more."""
+
+
 class Feed:
     """The log as far as this node knows it; whoever extends it has Valkey's acknowledgement."""
 
-    def __init__(self, generation_id: str) -> None:
+    def __init__(self, generation_id: str, log: Log | None = None) -> None:
         self.generation_id = generation_id
-        self.log = Log()
+        self.log = Log() if log is None else log
         self.recording = Recording(self.log)
         self.invalid = False  # the log it shows is not the one in Valkey; nobody may be served from it
         self.last_written = asyncio.get_running_loop().time()  # to the live subscribers
         self.idle_since: float | None = self.last_written  # loop time at which the last subscriber left
-        self._live: dict[Channel, set[Subscriber]] = {}
-        self._behind: set[Subscriber] = set()
+        self._live: dict[Channel, set[Reader]] = {}
+        self._behind: set[Reader] = set()
         self._segments: dict[tuple[Channel, int], bytes] = {}
         self._changed = asyncio.Event()
         self._waiting = 0  # requests that wait for something to change
@@ -114,7 +129,21 @@ class Feed:
                 subscriber.pump()
         self._wake()
 
-    def _show(self, channel: Channel, subscribers: set[Subscriber], start: int, stop: int) -> None:
+    def forget_segments(self) -> None:
+        """Frame again what is asked for from now on."""
+        self._segments.clear()
+
+    def is_read_with(self, face: Face) -> bool:
+        """Whether a live reader has that face."""
+        return any(readers for channel, readers in self._live.items() if channel.face is face)
+
+    def tell(self, face: Face, name: str, data: dict[str, Any]) -> None:
+        """Tell the live readers of one face something that is not in the log."""
+        for channel, readers in self._live.items():
+            if channel.face is face and readers:
+                self._broadcast(readers, channel.framed(face.notice(name, data)))
+
+    def _show(self, channel: Channel, subscribers: set[Reader], start: int, stop: int) -> None:
         try:
             data = self.frames(channel, start, stop)
         except Exception:
@@ -126,7 +155,7 @@ class Feed:
             self._broadcast(subscribers, data)
 
     @staticmethod
-    def _broadcast(subscribers: set[Subscriber], data: bytes) -> None:
+    def _broadcast(subscribers: set[Reader], data: bytes) -> None:
         # A copy: one that turns out to be slow leaves the set while it is written to.
         for subscriber in tuple(subscribers):
             subscriber.write(data)
@@ -157,22 +186,22 @@ class Feed:
             self._segments[key] = self.frames(channel, start, end)
         return self._segments[key], end
 
-    def add(self, subscriber: Subscriber) -> None:
+    def add(self, subscriber: Reader) -> None:
         """A subscriber that is behind."""
         self.idle_since = None
         self._behind.add(subscriber)
 
-    def go_live(self, subscriber: Subscriber) -> None:
+    def go_live(self, subscriber: Reader) -> None:
         """A subscriber that has everything."""
         self._behind.discard(subscriber)
         self._live.setdefault(subscriber.channel, set()).add(subscriber)
 
-    def fall_behind(self, subscriber: Subscriber) -> None:
+    def fall_behind(self, subscriber: Reader) -> None:
         """A live subscriber that could not keep up."""
         self._live[subscriber.channel].discard(subscriber)
         self._behind.add(subscriber)
 
-    def remove(self, subscriber: Subscriber) -> None:
+    def remove(self, subscriber: Reader) -> None:
         """A subscriber that has left."""
         self._behind.discard(subscriber)
         self._live.get(subscriber.channel, set()).discard(subscriber)
@@ -194,7 +223,7 @@ class Feed:
             self.idle_since = asyncio.get_running_loop().time()
             self._segments.clear()
 
-    def _all(self) -> list[Subscriber]:
+    def _all(self) -> list[Reader]:
         return [subscriber for group in (self._behind, *self._live.values()) for subscriber in group]
 
     def invalidate(self) -> None:
@@ -204,7 +233,7 @@ class Feed:
             subscriber.abort()
         self._wake()
 
-    async def wait_change(self, seen: int, timeout: float) -> bool:
+    async def wait_change(self, seen: int, timeout: float | None) -> bool:
         """Wait until there are more than ``seen`` events; whether there are."""
         return await self._wait(lambda: len(self.log) > seen, timeout)
 

@@ -39,9 +39,13 @@ class Follower:
         """Fill the feed with all there is, and follow it from here on if it goes on."""
         last = await self._store.last(self.feed.generation_id)
         if last is not None and last.kind is not Kind.END:
-            self._listening = True
-            await self._store.listen(self.feed.generation_id, self)
+            await self.listen()
         await self.catch_up()
+
+    async def listen(self) -> None:
+        """Hear of what is appended from here on."""
+        self._listening = True
+        await self._store.listen(self.feed.generation_id, self)
 
     async def catch_up(self) -> None:
         """Read what the log has beyond the feed. One read serves all who ask meanwhile."""
@@ -58,7 +62,7 @@ class Follower:
             while True:
                 events = await self._store.read(feed.generation_id, after=feed.log.last_id, limit=_PAGE)
                 try:
-                    self._apply(events)
+                    self._apply(feed.log.whole(events))
                 except Hole as hole:  # the log itself does not go on where the feed ends: it is another one
                     log.warning("log was replaced", extra={"generation": feed.generation_id, "hole": str(hole)})
                     feed.invalidate()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from replay.errors import GenerationNotFound, StoreUnavailable
 from replay.live.feed import Feed
 from replay.live.follower import Follower
-from replay.live.subscriber import Subscriber
+from replay.live.outlet import Outlet
 from replay.model.event import Event, EventId
 from replay.store import EventStore
 
@@ -28,7 +28,7 @@ class Hub:
     """
 
     def __init__(self, store: EventStore, *, cache_bytes: int, patience_s: float) -> None:
-        self.subscribers: set[Subscriber] = set()
+        self.subscribers: set[Outlet] = set()
         self._store = store
         self._cache_bytes = cache_bytes
         self._patience_s = patience_s

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 
 from replay.config import Settings
 from replay.errors import StoreUnavailable
+from replay.live.chronicle import Chronicle
 from replay.live.hub import Hub
 from replay.live.orphans import Orphans
 from replay.live.producers import Producers
+from replay.live.progress import Progress
 from replay.store import EventStore
 
 log = logging.getLogger(__name__)
@@ -24,11 +26,21 @@ class Node:
     """Runs the periodic work, each part in a task of its own that survives Valkey's absence."""
 
     def __init__(
-        self, store: EventStore, hub: Hub, producers: Producers, orphans: Orphans, settings: Settings, *, name: str
+        self,
+        store: EventStore,
+        hub: Hub,
+        chronicle: Chronicle,
+        producers: Producers,
+        orphans: Orphans,
+        settings: Settings,
+        *,
+        name: str,
     ) -> None:
         self.name = name
         self._store = store
         self._hub = hub
+        self._chronicle = chronicle
+        self._progress = Progress(store, hub, producers, chronicle, node=name)
         self._producers = producers
         self._orphans = orphans
         self._settings = settings
@@ -46,7 +58,7 @@ class Node:
         self._orphans.trust_after(0.0 if alone else self._settings.lease_s)
         self._store.on_reconnect.append(self._reconnected)
         self._store.on_missed.append(self._producers.check)
-        await self._store.attend(self.name, notified=self._producers.notified, deleted=self._hub.deleted)
+        await self._store.attend(self.name, notified=self._producers.notified, deleted=self._producers.deleted)
         await self._renew()
         lease = self._settings.lease_s
         self._tasks = [
@@ -55,6 +67,8 @@ class Node:
             asyncio.create_task(_every(_CENSUS_S, self._producers.abandon)),
             asyncio.create_task(_every(lease / 10, self._orphans.sweep)),
             asyncio.create_task(_every(min(1.0, lease / 10), self._hub.look)),
+            asyncio.create_task(_every(1.0, self._chronicle.look)),
+            asyncio.create_task(_every(1.0, self._progress.tell)),
             asyncio.create_task(_every(1.0, self._producers.look)),
             asyncio.create_task(_every(0.25, self._producers.renew)),
             asyncio.create_task(_every(min(0.5, self._settings.keepalive_s / 4), self._tick)),
@@ -79,6 +93,7 @@ class Node:
     async def _tick(self) -> None:
         """What needs no Valkey."""
         self._hub.keep_alive(self._settings.keepalive_s)
+        self._chronicle.keep_alive(self._settings.keepalive_s)
         self._hub.evict()
 
     def _reconnected(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ from replay.errors import (
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
 from replay.live.writer import Fenced, Writer
-from replay.model.event import Entry, Event
+from replay.model.event import Entry, Event, EventId
 from replay.model.generation import End, Status
 from replay.store import EventStore
 from replay.upstream import Api, Call, Upstream
@@ -52,6 +52,8 @@ class Producer:
         upstream: Upstream,
         settings: Settings,
         counters: Counters,
+        on_first_token: Callable[[EventId], None],
+        on_refused: Callable[[], Awaitable[None]],
     ) -> None:
         self.feed = feed
         self.last_watched_ms = feed.log.times[0]
@@ -63,9 +65,12 @@ class Producer:
         self._upstream = upstream
         self._settings = settings
         self._counters = counters
+        self._on_first_token = on_first_token
+        self._on_refused = on_refused  # awaited before an end without a word of the upstream's
         self._recorder = Recorder(responses=call.api is Api.RESPONSES)
-        self._tokens = 0
-        self._first_token_ms: int | None = None
+        self.tokens = 0
+        self.ttft_ms: int | None = None
+        self.adopted = False  # somebody else has ended it
         self._last_token_ms = 0
         self._ending = False  # the end is put; nothing may follow
         self._foreign: list[Event] = []  # what somebody else appended, as far as we were told
@@ -99,7 +104,6 @@ class Producer:
         try:
             await self._write()
         finally:
-            self.answered.set()
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
@@ -108,6 +112,7 @@ class Producer:
             await self._writer.run()
         except Fenced:
             self._ending = True
+            self.answered.set()
             if self._reading is not None:
                 self._reading.cancel()
             await self._adopt()
@@ -132,6 +137,8 @@ class Producer:
         except Exception as bug:
             log.exception("recording failed", extra={"generation": self.generation_id})
             error = ReplayError(f"recording failed: {bug!r}")
+        if error is not None and self._writer.last_id == self.feed.log.event_id(0):
+            await self._on_refused()
         self.finish(Status.COMPLETED if error is None else Status.FAILED, error)
 
     async def _record_stream(self, call: Call, decoder: Decoder) -> None:
@@ -171,17 +178,19 @@ class Producer:
             return
         if self._writer.size + len(entry) > self._settings.max_generation_bytes:
             raise LimitExceeded(f"the generation is larger than {self._settings.max_generation_bytes} bytes")
-        ms = self._writer.put(entry).ms
+        event_id = self._writer.put(entry)
         self._counters.events += 1
         if entry[:1] in (Entry.TOKEN, Entry.WHOLE_TOKEN):
-            self._count_token(ms)
+            self._count_token(event_id)
 
-    def _count_token(self, ms: int) -> None:
-        self._tokens += 1
+    def _count_token(self, event_id: EventId) -> None:
+        ms = event_id.ms
+        self.tokens += 1
         self._counters.tokens += 1
-        if self._first_token_ms is None:
-            self._first_token_ms = ms
-            self._counters.first_token_seconds.add((ms - self.feed.log.times[0]) / 1000)
+        if self.ttft_ms is None:
+            self.ttft_ms = ms - self.feed.log.times[0]
+            self._counters.first_token_seconds.add(self.ttft_ms / 1000)
+            self._on_first_token(event_id)
         else:
             self._counters.inter_token_seconds.add((ms - self._last_token_ms) / 1000)
         self._last_token_ms = ms
@@ -191,6 +200,7 @@ class Producer:
         if self._ending:
             return
         self._ending = True
+        self.answered.set()
         last_id = self._writer.last_id
         started_ms = self.feed.log.times[0]
         ended_ms = max(now_ms(), last_id.ms if last_id is not None else started_ms)
@@ -199,8 +209,8 @@ class Producer:
             finish_reason=self._recorder.finish_reason,
             usage=self._recorder.usage,
             error=_described(error),
-            total_tokens=self._tokens,
-            ttft_ms=None if self._first_token_ms is None else self._first_token_ms - started_ms,
+            total_tokens=self.tokens,
+            ttft_ms=self.ttft_ms,
             duration_ms=ended_ms - started_ms,
             refusal=asdict(error.refusal) if isinstance(error, UpstreamError) and error.refusal else None,
         )
@@ -226,7 +236,8 @@ class Producer:
                     await self._told.wait()
         if self._fits(self._foreign):
             feed.extend(self._foreign)
-        if feed.log.complete:
+        self.adopted = feed.log.complete
+        if self.adopted:
             log.info("generation was ended by somebody else", extra={"generation": self.generation_id})
         else:
             log.warning("log is not ours any more", extra={"generation": self.generation_id})

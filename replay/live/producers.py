@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from replay.config import Settings
 from replay.errors import Abandoned, GenerationNotFound, ReplayError, Shutdown, StoreUnavailable
+from replay.live.chronicle import Chronicle
 from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
 from replay.live.hub import Hub
 from replay.live.producer import Producer
 from replay.live.writer import Fenced, Writer
-from replay.model.event import Event
+from replay.model.event import Event, EventId
 from replay.model.generation import Status
 from replay.store import EventStore
 from replay.upstream import Call, Upstream
@@ -32,7 +33,15 @@ class Producers:
     """Runs what is produced here, and ends generations wherever they run."""
 
     def __init__(
-        self, store: EventStore, hub: Hub, upstream: Upstream, settings: Settings, counters: Counters, *, node: str
+        self,
+        store: EventStore,
+        hub: Hub,
+        chronicle: Chronicle,
+        upstream: Upstream,
+        settings: Settings,
+        counters: Counters,
+        *,
+        node: str,
     ) -> None:
         self.draining = False
         self._store = store
@@ -40,6 +49,7 @@ class Producers:
         self._upstream = upstream
         self._settings = settings
         self._counters = counters
+        self._chronicle = chronicle
         self._node = node
         self._running: dict[str, Producer] = {}
         self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
@@ -49,6 +59,9 @@ class Producers:
 
     def __len__(self) -> int:
         return sum(not producer.feed.log.complete for producer in self._running.values())
+
+    def __iter__(self) -> Iterator[Producer]:
+        return iter(self._running.values())
 
     def __contains__(self, generation_id: str) -> bool:
         return generation_id in self._running
@@ -69,11 +82,14 @@ class Producers:
             upstream=self._upstream,
             settings=self._settings,
             counters=self._counters,
+            on_first_token=lambda event_id: self._spoke(feed, event_id),
+            on_refused=lambda: self._release_claim(feed),
         )
         self._hub.produce(feed)
         self._running[feed.generation_id] = producer
         self._counters.started += 1
         start = feed.start
+        self._chronicle.created(start, feed.log.times[0])
         log.info("generation started", extra={"generation": feed.generation_id, "model": start.model})
         if start.notice:
             log.warning(start.notice, extra={"generation": feed.generation_id})
@@ -102,6 +118,13 @@ class Producers:
                 del self._running[producer.generation_id]
             self._hub.settle(producer.feed)
 
+    def _spoke(self, feed: Feed, first_token: EventId) -> None:
+        self.own(self._tell_first_token(feed, first_token))
+
+    async def _tell_first_token(self, feed: Feed, first_token: EventId) -> None:
+        if await feed.wait_change(first_token.seq, None):
+            self._chronicle.first_token(feed.start, feed.log.times[0], first_token.ms)
+
     async def _after_end(self, producer: Producer) -> None:
         """Take an ended generation off the list of live ones."""
         feed = producer.feed
@@ -110,6 +133,8 @@ class Producers:
             return
         end = decode_end(feed.log.entries[-1])
         self._counters.count_end(end.status.value)
+        if not producer.adopted:
+            self._chronicle.ended(feed.start, feed.log.times[0], feed.log.times[-1], end)
         log.info(
             "generation ended",
             extra={
@@ -119,16 +144,13 @@ class Producers:
                 "error": end.error and end.error["code"],
             },
         )
+        await _until_done(lambda: self._store.unregister(feed.generation_id))
+
+    async def _release_claim(self, feed: Feed) -> None:
+        """A client of OpenAI's API that is told of a refusal may ask again with the same key."""
         claim = feed.start.idempotency
-        while True:
-            try:
-                await self._store.unregister(feed.generation_id)
-                if claim is not None and feed.refused and feed.start.api is not None:
-                    await self._store.release(claim)  # its caller was told, and may ask again
-            except StoreUnavailable:
-                await asyncio.sleep(0.25)
-            else:
-                return
+        if claim is not None and feed.start.api is not None:
+            await _until_done(lambda: self._store.release(claim))
 
     async def answered(self, feed: Feed, patience_s: float) -> None:
         """Wait until the first words of a generation, or its end without any.
@@ -162,6 +184,7 @@ class Producers:
         )
         if closed:
             self._counters.count_end(status.value)
+            self._chronicle.ended(feed.start, feed.log.times[0], feed.log.times[-1], decode_end(feed.log.entries[-1]))
             self.own(self._keep(feed))
         return feed
 
@@ -200,6 +223,13 @@ class Producers:
         if not await self._store.delete(generation_id, run=start.run, idempotency=start.idempotency):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.forget(generation_id)
+        self._chronicle.forget(generation_id)
+        await self._chronicle.erase(generation_id, feed.log.times[0], feed.log.times[-1])
+
+    def deleted(self, generation_id: str) -> None:
+        """A generation was deleted somewhere: do not keep what it said, or what happened to it."""
+        self._hub.deleted(generation_id)
+        self._chronicle.forget(generation_id)
 
     def notified(self, generation_id: str, events: list[Event]) -> None:
         """Another node has appended to a generation of ours."""
@@ -298,3 +328,14 @@ class Producers:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _until_done(call: Callable[[], Awaitable[None]]) -> None:
+    """Make a call of the store until it answers."""
+    while True:
+        try:
+            await call()
+        except StoreUnavailable:
+            await asyncio.sleep(0.25)
+        else:
+            return

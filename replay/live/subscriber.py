@@ -1,7 +1,6 @@
 """One reader's connection, from the end of the request's headers to the end of the stream.
 
-A subscriber is the protocol of its transport: once the request is answered, nothing of the HTTP server is
-needed any more. It is always in one of three conditions:
+A subscriber is always in one of three conditions:
 
     behind    it has a place in the log and pulls what comes after it, as fast as its transport takes it
               or as slowly as it asked for (`speed`, `batch_ms`)
@@ -16,22 +15,19 @@ of the generation and would not come back.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
-import struct
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from replay.live.counters import Counters
 from replay.live.feed import Channel, Feed
+from replay.live.outlet import Outlet
 
 log = logging.getLogger(__name__)
 
 # Segments written in one turn of the loop, so that one late joiner does not hold up the others.
 _SEGMENTS_PER_TURN = 2
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +51,15 @@ class Delivery:
     deadline_s: float
 
 
-def cut(transport: asyncio.Transport, *, chunked: bool) -> None:
-    """Close a connection so that its reader cannot take it for the end."""
-    if not chunked:
-        _reset_on_close(transport)
-    transport.abort()
-
-
-def _reset_on_close(transport: asyncio.Transport) -> None:
-    """Without chunks only a reset tells a cut from an end."""
-    with contextlib.suppress(OSError, AttributeError):
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-
-
-class Subscriber(asyncio.Protocol):
+class Subscriber(Outlet):
     """See the module."""
 
     __slots__ = (
         "_batch_stop",
-        "_counters",
-        "_deadline_s",
         "_feed",
         "_first_written",
-        "_full",
-        "_handle",
         "_last_written",
         "_live",
-        "_loop",
         "_next",
         "_on_gone",
         "_pace",
@@ -90,38 +68,30 @@ class Subscriber(asyncio.Protocol):
         "_start",
         "_timer",
         "_told_live",
-        "_transport",
         "channel",
     )
 
     def __init__(
         self, feed: Feed, delivery: Delivery, counters: Counters, on_gone: Callable[[Subscriber], None]
     ) -> None:
+        super().__init__(counters, chunked=delivery.channel.chunked, deadline_s=delivery.deadline_s)
         self.channel = delivery.channel
         self._feed = feed
-        self._counters = counters
         self._on_gone = on_gone
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
         self._next = self._start = delivery.start  # the place of the next event to write
         self._recorded = len(feed.log)  # what comes after these is live, and not paced
         self._preface = delivery.preface
         self._pace = delivery.pace
-        self._deadline_s = delivery.deadline_s
         self._batch_stop = 0  # how far the batch goes that is being written
-        self._full = False
         self._live = False
         self._told_live = False
         self._timer: asyncio.TimerHandle | None = None  # the pace's next step
-        self._handle: asyncio.Handle | None = None  # a turn that was left to others, or the write deadline
         self._first_written: float | None = None
         self._last_written = self._loop.time()
 
     def take_over(self, transport: asyncio.Transport, delivery: Delivery) -> None:
         """Make the connection this subscriber's, answer the request, and begin."""
-        self._transport = transport
-        transport.set_protocol(self)
-        transport.set_write_buffer_limits(high=delivery.buffer_bytes)
+        self._take(transport, delivery.buffer_bytes)
         self._feed.add(self)
         transport.write(delivery.head)
         if self._feed.invalid:
@@ -130,11 +100,6 @@ class Subscriber(asyncio.Protocol):
             self.pump()
 
     # What comes from the feed.
-
-    def write(self, data: bytes) -> None:
-        """Hand bytes to the transport, which may tell at once that it is full."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
 
     def pump(self) -> None:
         """Write what may be written now of what the subscriber lacks."""
@@ -168,14 +133,6 @@ class Subscriber(asyncio.Protocol):
         if self._first_written is None:
             self._first_written = self._last_written
         self.write(data)
-
-    def _leave_to_others(self) -> None:
-        if self._handle is None:
-            self._handle = self._loop.call_soon(self._next_turn)
-
-    def _next_turn(self) -> None:
-        self._handle = None
-        self.pump()
 
     def _reach(self) -> int:
         """How far the pace lets it read now; sets the timer for the rest."""
@@ -212,8 +169,8 @@ class Subscriber(asyncio.Protocol):
             return
         if not self._told_live:
             self._told_live = True
-            last_id = str(self._feed.log.last_id)
-            notice = self.channel.face.notice("live", {"last_event_id": last_id})
+            last_id = self._feed.log.last_id
+            notice = self.channel.face.notice("live", {"last_event_id": None if last_id is None else str(last_id)})
             self._send(self.channel.framed(notice) if notice else b"")
         if not self._pace.batch_s and not self._full:
             self._live = True
@@ -223,16 +180,7 @@ class Subscriber(asyncio.Protocol):
     def _finish_if_complete(self) -> bool:
         if not self._feed.log.complete or self._transport is None:
             return False
-        if not self.channel.face.cut_unless_completed or self._feed.completed:
-            if self.channel.chunked:
-                self.write(b"0\r\n\r\n")
-        elif not self.channel.chunked:
-            _reset_on_close(self._transport)
-        self._transport.close()
-        # Closing waits for the reader to take what is buffered, and this one may never do so.
-        self._cancel_timers()
-        self._timer = self._loop.call_later(self._deadline_s, self._transport.abort)
-        self._leave()
+        self._finish(clean=not self.channel.face.cut_unless_completed or self._feed.completed)
         return True
 
     def keep_alive(self, now: float, silence: float) -> None:
@@ -241,51 +189,27 @@ class Subscriber(asyncio.Protocol):
             self._last_written = now
             self.write(self.channel.framed(self.channel.face.keepalive))
 
-    def abort(self) -> None:
-        """Cut the connection so that the reader sees that this was not the end."""
-        if self._transport is not None:
-            cut(self._transport, chunked=self.channel.chunked)
-
     # What comes from the transport.
 
     def pause_writing(self) -> None:
         """The transport is full: fall back to a place in the log."""
-        self._full = True
+        super().pause_writing()
         if self._live:
             self._live = False
             self._next = len(self._feed.log)  # what fills the transport ends here
             self._feed.fall_behind(self)
-        self._cancel_timers()
-        self._handle = self._loop.call_later(self._deadline_s, self._too_slow)
 
-    def resume_writing(self) -> None:
-        """The transport has drained."""
-        self._full = False
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._cancel_timers()
+    def drained(self) -> None:
+        """There is room for more."""
         self.pump()
 
-    def _too_slow(self) -> None:
-        self._counters.slow_aborts += 1
-        self.abort()
-
-    def eof_received(self) -> bool:
-        """The reader has hung up: nobody will read what is still buffered."""
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """A client leaving is the most ordinary thing that happens."""
-        self._cancel_timers()
-        self._transport = None
-        self._leave()
-
-    def _cancel_timers(self) -> None:
-        for handle in (self._timer, self._handle):
-            if handle is not None:
-                handle.cancel()
-        self._timer = self._handle = None
-
-    def _leave(self) -> None:
+    def left(self) -> None:
+        """Follow no more."""
         self._feed.remove(self)
         self._on_gone(self)
+
+    def _cancel_timers(self) -> None:
+        super()._cancel_timers()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None

@@ -49,6 +49,10 @@ class Log:
             self.entries.append(entry)
             self.size += len(entry) + EVENT_OVERHEAD
 
+    def whole(self, events: Sequence[Event]) -> Sequence[Event]:
+        """What the store has behind the last event: all of a log is there, so a hole is an error."""
+        return events
+
     @property
     def last_id(self) -> EventId | None:
         """The id of the last event; None for a log that is still empty."""

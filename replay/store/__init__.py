@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from replay.model.event import Event, EventId
 
+CHRONICLE = ":feed"  # the log of all generations' lives; no generation can be called so
+PROGRESS = ":progress"  # where nodes tell how far they are
 BURIED_MS = 600_000  # a run that is over is remembered for this long after its log has expired
 
 
@@ -101,6 +103,15 @@ class EventStore(Protocol):
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
+
+    async def trim(self, generation_id: str, keep: int) -> None:
+        """Forget the beginning of a log but for about that many events."""
+
+    async def erase(self, generation_id: str, event_ids: Sequence[EventId]) -> None:
+        """Take events out of a log, but not its last one."""
+
+    async def publish(self, channel: str, events: Sequence[Event]) -> int:
+        """Tell whoever listens under that name something that is kept nowhere; how many nodes have heard it."""
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
         """At most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""

@@ -261,3 +261,9 @@ def check_server(info: bytes) -> None:
             "valkey may evict logs before their ttl; set maxmemory-policy to noeviction",
             extra={"maxmemory_policy": facts["maxmemory_policy"]},
         )
+
+
+def at_once(link: Link, *commands: tuple[str | int, ...]) -> asyncio.Future[list[Any]]:
+    """Send commands on one key that happen together: a node that dies in between must not leave a key for ever."""
+    queued = [link.start_call("MULTI"), *(link.start_call(*command) for command in commands)]
+    return asyncio.gather(*queued, link.start_call("EXEC"))

@@ -5,6 +5,8 @@
 | `replay:{<id>}:events` | stream | the generation, whole; one field `e` per entry |
 | `replay:{<id>}:request` | string, JSON | what the upstream was asked; expires with the log |
 | `replay:{<id>}` | sharded channel | each acknowledged batch: id NUL entry NUL id NUL entry …; empty: deleted |
+| `replay:{:feed}:events` | stream | the life of all generations: what was created, spoke first, ended; one field `e` |
+| `replay:{:progress}` | sharded channel | how far each node's live generations are, and who watches there |
 | `replay:live` | hash id -> node | where to look for orphans; may say too much, never too little |
 | `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |
 | `replay:nodes` | sorted set node by unix ms of its last lease | who to ask about |
@@ -30,6 +32,7 @@ LIVE = "replay:live"
 RECENT = "replay:recent"
 NODES = "replay:nodes"
 DELETED = b"replay:deleted"
+LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl
 
 
 def events_key(generation_id: str) -> str:

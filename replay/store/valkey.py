@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -18,7 +18,8 @@ from replay.errors import StoreRefused
 from replay.model.event import Event, EventId
 from replay.store import BURIED_MS, Ends, Listener, Page, Refused, keys
 from replay.store.channels import Channels
-from replay.store.connection import Address, Link
+from replay.store.connection import Address, Link, at_once
+from replay.store.nodes import NodeCalls
 from replay.store.resp import UnknownScript
 from replay.wire import json
 
@@ -26,12 +27,10 @@ log = logging.getLogger(__name__)
 
 _APPEND = resources.files("replay.store").joinpath("append.lua").read_text()
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
-_LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl
-_FORGOTTEN_MS = 86_400_000  # a node that has not renewed its lease for a day
 _MOST_RECENT = 100_000  # generations on the list; protects from growing for ever
 
 
-class ValkeyStore:
+class ValkeyStore(NodeCalls):
     """An EventStore on one Valkey primary, 8.0 or newer."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
@@ -148,6 +147,15 @@ class ValkeyStore:
         entries = await self._reads.ask("XRANGE", keys.events_key(generation_id), start, "+", "COUNT", limit)
         return [keys.parse_event(entry) for entry in entries]
 
+    async def trim(self, generation_id: str, keep: int) -> None:
+        """Forget the beginning of a log."""
+        await self._appends.call("XTRIM", keys.events_key(generation_id), "MAXLEN", "~", keep)
+
+    async def erase(self, generation_id: str, event_ids: Sequence[EventId]) -> None:
+        """Take events out of a log."""
+        if event_ids:
+            await self._appends.call("XDEL", keys.events_key(generation_id), *map(str, event_ids))
+
     async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
         """Both ends of each log, in one round trip."""
         ask, asked = self._reads.ask, []
@@ -207,6 +215,11 @@ class ValkeyStore:
         """Hear no more of it."""
         self._channels.unlisten(generation_id)
 
+    async def publish(self, channel: str, events: Sequence[Event]) -> int:
+        """Tell whoever listens under that name."""
+        heard: int = await self._appends.call("SPUBLISH", keys.channel_of(channel), keys.pack(events))
+        return heard
+
     async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
         """Tell a node of an append by somebody else."""
         message = keys.NUL.join((generation_id.encode(), keys.pack(events)))
@@ -224,16 +237,16 @@ class ValkeyStore:
         """List a generation as recent and as live on a node."""
         await self._appends.ready()
         await asyncio.gather(
-            _at_once(
+            at_once(
                 self._appends,
                 ("HSET", keys.LIVE, generation_id, node),
-                ("PEXPIRE", keys.LIVE, _LISTS_MS),
+                ("PEXPIRE", keys.LIVE, keys.LISTS_MS),
             ),
-            _at_once(
+            at_once(
                 self._appends,
                 ("ZADD", keys.RECENT, created_ms, generation_id),
                 ("ZREMRANGEBYRANK", keys.RECENT, 0, -_MOST_RECENT - 1),
-                ("PEXPIRE", keys.RECENT, _LISTS_MS),
+                ("PEXPIRE", keys.RECENT, keys.LISTS_MS),
             ),
         )
 
@@ -283,68 +296,3 @@ class ValkeyStore:
     async def release(self, key: str) -> None:
         """Unbind an idempotency key."""
         await self._appends.call("DEL", keys.claim_key(key))
-
-    # The nodes.
-
-    async def renew_lease(self, node: str, lease_ms: int) -> bool:
-        """Say that a node is alive for that long; whether what it said with `watch` still stands."""
-        await self._reads.ready()
-        call = self._reads.start_call
-        now_ms = int(time.time() * 1000)
-        _, watched, _ = await asyncio.gather(
-            call("SET", keys.node_key(node), "1", "PX", lease_ms),
-            call("PEXPIRE", keys.watching_key(node), lease_ms),
-            _at_once(
-                self._reads,
-                ("ZADD", keys.NODES, now_ms, node),
-                ("ZREMRANGEBYSCORE", keys.NODES, "-inf", now_ms - _FORGOTTEN_MS),
-                ("PEXPIRE", keys.NODES, _LISTS_MS),
-            ),
-        )
-        return bool(watched)
-
-    async def end_lease(self, node: str) -> None:
-        """Say that a node is gone."""
-        await self._reads.ready()
-        call = self._reads.start_call
-        await asyncio.gather(
-            call("DEL", keys.node_key(node)),
-            call("DEL", keys.watching_key(node)),
-            call("ZREM", keys.NODES, node),
-        )
-
-    async def alive(self, nodes: Collection[str]) -> set[str]:
-        """Which of these nodes are alive."""
-        names = list(nodes)
-        answers = await asyncio.gather(*(self._reads.ask("EXISTS", keys.node_key(name)) for name in names))
-        return {name for name, answer in zip(names, answers, strict=True) if answer}
-
-    async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
-        """Say how many read what on a node, where that has changed."""
-        key = keys.watching_key(node)
-        reading = [part for name, count in counts.items() if count for part in (name, count)]
-        left = [name for name, count in counts.items() if not count]
-        commands: list[tuple[str | int, ...]] = [("HSET", key, *reading)] if reading else []
-        commands += [("HDEL", key, *left)] if left else []
-        await self._reads.ready()
-        await _at_once(self._reads, *commands, ("PEXPIRE", key, lease_ms))
-
-    async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
-        """How many read each generation on the other nodes that are alive."""
-        members = await self._reads.ask("ZRANGE", keys.NODES, 0, -1)
-        nodes = [node for member in members if (node := member.decode()) != beside]
-        if not generation_ids or not nodes:
-            return dict.fromkeys(generation_ids, 0)
-        rows = await asyncio.gather(
-            *(self._reads.ask("HMGET", keys.watching_key(node), *generation_ids) for node in nodes)
-        )
-        return {
-            generation_id: sum(int(count or 0) for count in column)
-            for generation_id, column in zip(generation_ids, zip(*rows, strict=True), strict=True)
-        }
-
-
-def _at_once(link: Link, *commands: tuple[str | int, ...]) -> asyncio.Future[list[Any]]:
-    """Send commands on one key that happen together: a node that dies in between must not leave a key for ever."""
-    queued = [link.start_call("MULTI"), *(link.start_call(*command) for command in commands)]
-    return asyncio.gather(*queued, link.start_call("EXEC"))

@@ -35,7 +35,7 @@ _PATHS = {Api.CHAT: "/chat/completions", Api.COMPLETIONS: "/completions", Api.RE
 # An answer of these types is somebody's page or a whole completion, not a stream.
 _NO_STREAM = ("application/json", "text/html", "application/problem+json")
 _TOLD = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")  # what a refusal's headers say
-_LONGEST_REFUSAL = 64 << 10  # characters; it stands in the log
+_LONGEST_REFUSAL = 64 << 10  # bytes; it stands in the log
 _NOT_THERE = (404, 405, 501)
 
 
@@ -191,7 +191,7 @@ def _status_error(error: openai.APIStatusError) -> UpstreamError:
     refusal = Refusal(
         status=error.status_code,
         headers={name: response.headers[name] for name in _TOLD if name in response.headers},
-        body=response.text[:_LONGEST_REFUSAL],
+        body=response.content[:_LONGEST_REFUSAL].decode("latin-1"),
     )
     return UpstreamError(f"HTTP {error.status_code}: {described}", details=described.details, refusal=refusal)
 

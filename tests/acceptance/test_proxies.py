@@ -282,8 +282,11 @@ async def test_each_event_arrives_before_the_next_is_produced(
     assert len(source.connections) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "last"), [("/generations", b"event: end\n"), ("/v1/chat/completions", b"data: [DONE]\n")]
+)
 async def test_what_a_post_streams_arrives_before_the_next_is_produced(
-    name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
+    path: str, last: bytes, name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start_proxy(name, await make_node(), await make_node())
     body = b'{"model": "test-model", "stream": true, "messages": [{"role": "user", "content": "Hi"}]}'
@@ -298,14 +301,14 @@ async def test_what_a_post_streams_arrives_before_the_next_is_produced(
             await answer.until(b"token %d;" % n)
         await call.finish()
 
-    url = proxy.api.at("/generations")
+    url = proxy.api.at(path)
     asking = asyncio.create_task(open_stream(url, method="POST", body=body, headers=headers))
     await within("100 chunks, one after the other", step())
     whole = await (await asking).to_end()
 
     assert whole.clean
     assert "content-encoding" not in whole.headers
-    assert b"event: end\n" in whole.body
+    assert last in whole.body
 
 
 async def test_an_event_stream_is_never_compressed(

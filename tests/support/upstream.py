@@ -8,6 +8,9 @@ Stepped by hand, each call is a gate:
 
 or left alone, with a script that plays every call: `upstream.script = generate(100, per_second=50)`.
 Nothing is ever buffered here; each send is one write.
+
+It only knows completions, as most servers do. With `speaks_responses` it also knows `/v1/responses`, whose calls are
+stepped with `send_event`, or played by `respond(said("Hel", "lo"))`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -48,7 +51,7 @@ class Call:
     @property
     def legacy(self) -> bool:
         """Whether this is /v1/completions."""
-        return not self.path.endswith("/chat/completions")
+        return self.path.endswith("/v1/completions")
 
     # The answer, step by step.
 
@@ -71,6 +74,10 @@ class Call:
     async def send(self, payload: Any) -> None:
         """Send one event with this JSON."""
         await self.send_raw(b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\n\n")
+
+    async def send_event(self, event: Mapping[str, Any]) -> None:
+        """Send one event of the Responses API."""
+        await self.send_raw(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), json.dumps(event).encode()))
 
     async def say(self, text: str) -> None:
         """Send one chunk with this text of choice 0."""
@@ -166,6 +173,46 @@ def generate(tokens: int, per_second: float | None = None, text: str = "word{} "
     return script
 
 
+def respond(events: Iterable[Mapping[str, Any]]) -> Script:
+    """Send these events of the Responses API, and end cleanly."""
+
+    async def script(call: Call) -> None:
+        for event in events:
+            await call.send_event(event)
+        await call.done()
+
+    return script
+
+
+def said(*texts: str, **response: Any) -> list[dict[str, Any]]:
+    """The events with which OpenAI's server says these texts, each in a delta; keywords go into its response."""
+    part: dict[str, Any] = {"type": "output_text", "text": "".join(texts), "annotations": [], "logprobs": []}
+    item = {"id": "msg_upstream", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    whole = {"id": "resp_upstream", "object": "response", "created_at": 1_700_000_000, "model": "test-model"}
+    whole |= {"output": [item], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "background": False}
+    usage = {"input_tokens": 5, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}}
+    usage |= {"output_tokens": 7, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 12}
+    whole |= {"status": "completed", "usage": usage, "error": None, "incomplete_details": None, **response}
+    begun = whole | {"status": "in_progress", "output": [], "usage": None}
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": begun},
+        {"type": "response.in_progress", "response": begun},
+        {"type": "response.output_item.added", "item": item | {"status": "in_progress", "content": []}},
+        {"type": "response.content_part.added", **place, "part": part | {"text": ""}},
+        *({"type": "response.output_text.delta", **place, "delta": text, "logprobs": []} for text in texts),
+        {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": []},
+        {"type": "response.content_part.done", **place, "part": part},
+        {"type": "response.output_item.done", "item": item},
+        {"type": "response.completed", "response": whole},
+    ]
+    for number, event in enumerate(events):
+        event["sequence_number"] = number
+        if "item" in event:
+            event["output_index"] = 0
+    return events
+
+
 def play(sample: Sample, piece: int | None = None) -> Script:
     """Send a recorded answer: its status, its bytes (in pieces of that size, or in one), its kind of end."""
 
@@ -184,9 +231,13 @@ class ScriptedUpstream:
 
     def __init__(self, *, listener: socket.socket | None = None, keep_alive: bool = True) -> None:
         self.script: Script | None = None
+        self.speaks_responses = False
         self.models = ["test-model", "other-model"]
         self.calls: list[Call] = []  # all completions asked for so far, in order, scripted or not
+        self.asked_in_vain = 0  # calls of /v1/responses, where that is not known
         self.model_calls = 0
+        self.model_headers: list[Mapping[str, str]] = []  # of each of these
+        self.models_refusal: tuple[int, Any] | None = None  # status and JSON, instead of the list
         self.keep_alive = keep_alive
         self._untaken: asyncio.Queue[Call] = asyncio.Queue()
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
@@ -195,6 +246,7 @@ class ScriptedUpstream:
         application.router.add_get("/v1/models", self._list_models)
         application.router.add_post("/v1/chat/completions", self._complete)
         application.router.add_post("/v1/completions", self._complete)
+        application.router.add_post("/v1/responses", self._respond)
         self._runner = web.AppRunner(
             application, handler_cancellation=True, access_log=None, shutdown_timeout=0, handle_signals=False
         )
@@ -227,10 +279,21 @@ class ScriptedUpstream:
             return await call.serve(self.script)
         return web.Response()  # to nobody: the connection is gone
 
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        if self.speaks_responses:
+            return await self._complete(request)
+        self.asked_in_vain += 1
+        response = web.json_response({"detail": "Not Found"}, status=404)
+        if not self.keep_alive:
+            response.force_close()
+        return response
+
     async def _list_models(self, request: web.Request) -> web.Response:
         self.model_calls += 1
+        self.model_headers.append(request.headers)
+        status, refusal = self.models_refusal or (200, None)
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self.models]
-        response = web.json_response({"object": "list", "data": models})
+        response = web.json_response(refusal or {"object": "list", "data": models}, status=status)
         if not self.keep_alive:
             response.force_close()
         return response

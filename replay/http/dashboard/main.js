@@ -1,0 +1,111 @@
+/** The page: which view an address shows, and the keys that lead from one to another. */
+import { Feed } from "./feed.js";
+import { GenerationPage } from "./generation.js";
+import { ListPage } from "./list.js";
+import { announce, fromTemplate, setText } from "./page.js";
+import { StartForm } from "./start.js";
+
+const CONNECTION = {
+  connecting: "Connecting…",
+  "catching-up": "Connecting…",
+  live: "Connected",
+  reconnecting: "Reconnecting…",
+  lost: "Not connected",
+};
+
+const content = document.getElementById("content");
+const connection = document.getElementById("connection");
+const feed = new Feed();
+const form = new StartForm((id) => go(`/g/${encodeURIComponent(id)}`));
+let list = null; // kept while a generation is shown: the way back costs nothing and leads to the same place
+let shown = null;
+
+function route() {
+  const [, id] = /^\/g\/([^/]+)\/?$/.exec(location.pathname) ?? [];
+  if (id === undefined) {
+    list ??= new ListPage(feed, () => form.open());
+    display(list);
+  } else display(new GenerationPage(decode(id), feed, missing));
+}
+
+function display(view) {
+  shown?.hide();
+  shown = view;
+  content.replaceChildren(view.element);
+  document.title = view.title;
+  view.show();
+}
+
+function missing(id) {
+  const { root, parts } = fromTemplate("missing-page");
+  setText(parts.text, `“${id}” was never started here, or was deleted, or has expired.`);
+  display({ element: root, title: "No such generation · replay", show: () => scrollTo(0, 0), hide() {} });
+  announce("No such generation");
+}
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // no id of ours has a percent sign: the node will say that there is none
+  }
+}
+
+function go(path) {
+  history.pushState(null, "", path);
+  route();
+  content.querySelector("h1").focus({ preventScroll: true });
+}
+
+/** Links to our own pages change the view only; with a modifier key they are the browser's, as all others are. */
+function followLink(event) {
+  const link = event.target.closest("a[href]");
+  if (!link || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+  const path = link.getAttribute("href");
+  if (path !== "/" && !path.startsWith("/g/")) return;
+  event.preventDefault();
+  if (path !== location.pathname) go(path);
+}
+
+function press(event) {
+  const typing = event.target.closest("input, textarea, select, dialog");
+  if (event.defaultPrevented || event.metaKey || event.ctrlKey || event.altKey || typing) return;
+  if (event.key === "Escape" && shown !== list) go("/");
+  else if (event.key === "n") openForm(event);
+  else if (event.key === "/" && shown === list) search(event);
+  else if (shown === list && STEPS[event.key]) step(event, STEPS[event.key]);
+}
+
+const STEPS = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 };
+
+/** From one generation of the list to the next; arrows scroll until one of them has the focus. */
+function step(event, by) {
+  const links = [...content.querySelectorAll(".row:not([hidden]) .row-link")];
+  const place = links.indexOf(document.activeElement);
+  if (place < 0 && event.key.startsWith("Arrow")) return;
+  event.preventDefault();
+  links[Math.min(links.length - 1, Math.max(0, place + by))]?.focus();
+}
+
+function openForm(event) {
+  event.preventDefault(); // the key would be typed into the form
+  form.open();
+}
+
+function search(event) {
+  event.preventDefault();
+  content.querySelector("input[type=search]").focus();
+}
+
+feed.listen({
+  entered: (state) => {
+    connection.dataset.state = state;
+    setText(connection, CONNECTION[state]);
+  },
+});
+document.getElementById("new").addEventListener("click", () => form.open());
+document.addEventListener("click", followLink);
+document.addEventListener("keydown", press);
+addEventListener("popstate", route);
+history.scrollRestoration = "manual";
+route();

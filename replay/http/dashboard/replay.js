@@ -1,0 +1,287 @@
+/**
+ * Follow generations of a replay node from a page of the same origin.
+ *
+ *     import { follow } from "/replay.js";
+ *     const stop = follow("gen_…", { onText: (piece) => answer.append(piece) });
+ *
+ * How it works. The browser's own `EventSource` reads the events and comes back after a cut with the id of the last
+ * one it has. This module adds what `EventSource` does not do:
+ *
+ * - It finds out why a stream was refused. What is gone is reported; what may come back is tried again.
+ * - It notices connections that died without a word (a laptop that slept, a network that changed).
+ * - It counts. Event ids have no holes, so an event that comes twice is dropped, and one that is missing is fetched.
+ * - It is smooth. Text is handed over at most every `every` ms; a burst is spread over a few frames and is never shown
+ *   more than a quarter of a second late. What was said before the page came is handed over at once.
+ *
+ * @typedef {"connecting" | "catching-up" | "live" | "reconnecting" | "ended" | "lost"} State
+ *
+ * @typedef {object} Ending How a generation ended, as its `end` event says.
+ * @property {"completed" | "failed" | "cancelled" | "interrupted"} status
+ * @property {?string} finish_reason
+ * @property {?{code: string, message: string}} error
+ * @property {?object} usage
+ *
+ * @typedef {object} Options
+ * @property {(piece: string, id: string) => void} [onText] More of the visible answer: append it.
+ * @property {(piece: string, id: string) => void} [onReasoning] More of what the model thought.
+ * @property {(piece: string, id: string) => void} [onRefusal] More of the model's refusal.
+ * @property {(calls: ToolCall[], id: string) => void} [onToolCalls] All tool calls, as far as they have come.
+ * @property {(id: string) => void} [onReset] What was shown is void: clear it, everything comes again.
+ * @property {(snapshot: object, id: string) => void} [onSnapshot] The transcript that the texts above begin with.
+ * @property {(event: object, id: string) => void} [onEvent] Each event, as soon as it is here, exactly once.
+ * @property {(state: State, detail: {reason?: string, status?: number} | Ending, id: string) => void} [onState]
+ * @property {(end: Ending, id: string) => void} [onEnd] After the last text.
+ * @property {boolean} [snapshot] Begin with one snapshot instead of every past event; true unless told otherwise.
+ * @property {string} [after] Begin after this cursor: an event's id; of several generations, an event's `cursor`.
+ * @property {number} [every] The least time between two deliveries, in ms; 50 unless told otherwise.
+ * @property {string} [base] The node's URL; the one that this module came from unless told otherwise.
+ */
+import { Answer } from "./dashboard/answer.js";
+import { Connection } from "./dashboard/connection.js";
+import { Pace } from "./dashboard/pace.js";
+
+export { Answer };
+
+const HERE = new URL(".", import.meta.url);
+const NAMES = ["start", "token", "delta", "end", "snapshot", "live", "reset", "expired"];
+const TOLD = { text: "onText", reasoning: "onReasoning", refusal: "onRefusal", toolCalls: "onToolCalls" };
+const SPREAD_MS = 200; // ms over which a burst is spread; with a frame or two more, a quarter of a second
+const MOST_AT_ONCE = 100; // generations on one connection; the server takes no more
+
+/**
+ * Follow one generation.
+ *
+ * @param {string} id
+ * @param {Options} [options]
+ * @returns {() => void} stops following; nothing is called any more
+ */
+export function follow(id, options = {}) {
+  const follower = new Follower([id], `generations/${encodeURIComponent(id)}/events`, options, true);
+  return () => follower.stop();
+}
+
+/**
+ * Follow up to a hundred generations on one connection; a browser opens only six to a host.
+ *
+ * @param {string[]} ids
+ * @param {Options} [options] every callback is told the generation's id last
+ * @returns {() => void} stops following
+ */
+export function followAll(ids, options = {}) {
+  if (ids.length < 1 || ids.length > MOST_AT_ONCE) {
+    throw new RangeError(`${ids.length} generations: expected 1 to ${MOST_AT_ONCE} on one connection`);
+  }
+  const query = new URLSearchParams(ids.map((id) => ["generation", id]));
+  const follower = new Follower(ids, `events?${query}`, options, false);
+  return () => follower.stop();
+}
+
+/**
+ * Follow what becomes of all generations: `created`, `first_token`, `ended`, and about once a second their progress.
+ *
+ * @param {object} options
+ * @param {(change: object) => void} [options.onChange] one change of one generation's life, and its `cursor`
+ * @param {(progress: object) => void} [options.onProgress] what one node produces, and who watches there
+ * @param {() => void} [options.onReset] changes were missed: load the list again
+ * @param {(state: State, detail: object) => void} [options.onState]
+ * @param {string} [options.after] the `feed_cursor` of a list; without one the feed begins now
+ * @param {string} [options.base]
+ * @returns {() => void} stops following
+ */
+export function followFeed({ onChange, onProgress, onReset, onState, after, base = HERE }) {
+  const names = ["created", "first_token", "ended", "progress", "live", "reset"];
+  const hear = (name, data, cursor) => {
+    if (name === "live") onState?.("live", {});
+    else if (name === "reset") onReset?.();
+    else if (name === "progress") onProgress?.(data);
+    else onChange?.({ ...data, cursor });
+  };
+  const connection = new Connection(new URL("feed?progress=1", base), names, {
+    hear,
+    change: (state, detail) => onState?.(state, detail),
+    refuse: (detail) => onState?.("lost", detail),
+    over: () => onState?.("lost", {}),
+  });
+  connection.open(after);
+  onState?.("connecting", {});
+  return () => connection.close();
+}
+
+/** What is read on one connection, of one generation or of several. */
+class Follower {
+  #stories;
+  #connection;
+  #base;
+
+  constructor(ids, path, options, alone) {
+    this.#base = options.base ?? HERE;
+    const pace = new Pace(options.every ?? 50);
+    this.#stories = new Map(ids.map((id) => [id, new Story(id, options, pace, alone)]));
+    const url = new URL(path, this.#base);
+    if (options.snapshot !== false) url.searchParams.set("mode", "snapshot");
+    this.#connection = new Connection(url, NAMES, {
+      hear: (name, data, eventId) => this.#hear(name, data, eventId),
+      change: (state, detail) => this.#each((story) => story.enter(state, detail)),
+      refuse: (detail) => this.#each((story) => story.lose(detail)),
+      over: () => this.#each((story) => this.#ask(story)),
+    });
+    this.#each((story) => story.enter("connecting", {}));
+    this.#connection.open(options.after);
+  }
+
+  stop() {
+    this.#connection.close();
+    for (const story of this.#stories.values()) story.leave();
+  }
+
+  /** Returns false where an event is missing before this one. */
+  #hear(name, data, eventId) {
+    const [only] = this.#stories.values();
+    const story = this.#stories.get(data.generation_id) ?? only;
+    const taken = story.take(name, data, eventId);
+    this.#closeIfAllEnded();
+    return taken;
+  }
+
+  /** How it ended, where its `end` had been read before the page came. */
+  async #ask(story) {
+    try {
+      const response = await fetch(new URL(`generations/${encodeURIComponent(story.id)}`, this.#base));
+      if (response.ok) story.end(await response.json());
+      else story.lose({ status: response.status });
+    } catch {
+      story.lose({ reason: "The node cannot be reached." });
+    }
+    this.#closeIfAllEnded();
+  }
+
+  #each(act) {
+    for (const story of this.#stories.values()) if (!story.over) act(story);
+  }
+
+  #closeIfAllEnded() {
+    if ([...this.#stories.values()].every((story) => story.over)) this.#connection.close();
+  }
+}
+
+/** One generation as far as it has been read and handed over. */
+class Story {
+  over = false; // nothing more will come
+  #tell;
+  #pace;
+  #alone; // its events' ids are its own, not a cursor over several
+  #answer = new Answer();
+  #waiting = []; // [kind, piece, when it came], to be handed over in this order
+  #state = null;
+  #lastSeq = -1;
+
+  constructor(id, options, pace, alone) {
+    this.id = id;
+    this.#pace = pace;
+    this.#alone = alone;
+    this.#tell = (name, ...told) => options[name]?.(...told, id);
+    if (options.after && alone) this.#lastSeq = seqOf(options.after);
+  }
+
+  enter(state, detail = {}) {
+    if (state === this.#state && !detail.reason) return;
+    this.#state = state;
+    this.#tell("onState", state, detail);
+  }
+
+  leave() {
+    this.over = true;
+    this.#waiting = [];
+    this.#tell = () => {};
+  }
+
+  lose(detail) {
+    this.#handOver(Infinity);
+    this.over = true;
+    this.enter("lost", detail);
+  }
+
+  end(ending) {
+    this.#handOver(Infinity);
+    this.over = true;
+    this.enter("ended", ending);
+    this.#tell("onEnd", ending);
+  }
+
+  take(name, data, eventId) {
+    if (this.over) return true;
+    if (name === "live") this.#catchUp();
+    else if (name === "reset") this.#clear();
+    else if (name === "snapshot") this.#load(data, eventId);
+    else if (name === "expired") this.lose({ status: 404 });
+    else return this.#add(data, eventId);
+    return true;
+  }
+
+  #catchUp() {
+    this.#handOver(Infinity);
+    this.enter("live");
+  }
+
+  #clear() {
+    this.#answer = new Answer();
+    this.#waiting = [];
+    this.#lastSeq = -1;
+    this.#tell("onReset");
+  }
+
+  #load(snapshot, eventId) {
+    if (this.#lastSeq >= 0) this.#clear();
+    this.#lastSeq = seqOf(snapshot.last_event_id ?? eventId);
+    this.#tell("onSnapshot", snapshot);
+    this.#wait(this.#answer.addMessage(snapshot.message));
+    this.#handOver(Infinity);
+  }
+
+  #add(data, eventId) {
+    const id = this.#alone ? eventId : data.event_id;
+    if (id) {
+      const seq = seqOf(id);
+      if (seq <= this.#lastSeq) return true; // it came twice
+      if (seq > this.#lastSeq + 1) return false; // something is missing
+      this.#lastSeq = seq;
+    }
+    // Its place is known before anybody is told: whatever a callback throws, it does not come again.
+    this.#wait(this.#answer.add(data));
+    this.#tell("onEvent", this.#alone ? { ...data, id } : { ...data, cursor: eventId });
+    if (data.type === "end") this.end(data);
+    return true;
+  }
+
+  #wait(pieces) {
+    if (!pieces.length) return;
+    const now = performance.now();
+    for (const [kind, piece] of pieces) this.#waiting.push([kind, piece, now]);
+    this.#pace.request(this, (turn) => this.#deliver(turn));
+  }
+
+  /** Hand over this turn's share; returns whether something is left. */
+  #deliver({ now, every, hidden }) {
+    if (!this.#waiting.length) return false;
+    const behind = now - this.#waiting[0][2];
+    const turns = this.#state === "live" && !hidden ? Math.floor((SPREAD_MS - behind) / Math.max(every, 16)) : 1;
+    this.#handOver(Math.ceil(this.#waiting.length / Math.max(1, turns)));
+    return this.#waiting.length > 0;
+  }
+
+  #handOver(count) {
+    const parts = this.#waiting.splice(0, count);
+    for (let start = 0; start < parts.length; ) {
+      const [kind] = parts[start];
+      let stop = start;
+      while (stop < parts.length && parts[stop][0] === kind) stop++;
+      const pieces = parts.slice(start, stop).map((part) => part[1]);
+      this.#tell(TOLD[kind], kind === "toolCalls" ? this.#answer.toolCalls : pieces.join(""));
+      start = stop;
+    }
+  }
+}
+
+function seqOf(eventId) {
+  return eventId === "-1" ? -1 : Number(eventId.slice(eventId.indexOf("-") + 1));
+}

@@ -1,0 +1,57 @@
+"""The life of all generations, followed: what a dashboard shows."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from replay.errors import InvalidRequest, StoreUnavailable
+from replay.http import negotiation
+from replay.http.events import FROM_START, event_id_of
+from replay.http.streaming import Streaming
+from replay.live.chronicle import Chronicle
+from replay.live.feed import Feed
+from replay.model.event import EventId
+from replay.wire.feed import FEED, FEED_LINES, FEED_WITH_PROGRESS
+
+_STREAM = "text/event-stream"
+_LINES = "application/x-ndjson"
+
+
+class LifeFeed:
+    """`GET /feed`."""
+
+    def __init__(self, chronicle: Chronicle, streaming: Streaming) -> None:
+        self._chronicle = chronicle
+        self._streaming = streaming
+
+    def routes(self) -> list[web.RouteDef]:
+        """What this face answers."""
+        return [web.get("/feed", self.feed, allow_head=False)]
+
+    async def feed(self, request: web.Request) -> web.StreamResponse:
+        """What happens from now on, or after the cursor; with `progress=1` how far the live ones have come too."""
+        cursor = event_id_of(request)
+        progress = request.query.get("progress", "0")
+        if progress not in ("0", "1"):
+            raise InvalidRequest(f"progress={progress[:100]!r}: expected 0 or 1")
+        lines = negotiation.accepted(request, (_STREAM, _LINES)) == _LINES
+        face = FEED_LINES if lines else FEED_WITH_PROGRESS if progress == "1" else FEED
+        try:
+            feed = await self._chronicle.open()
+        except StoreUnavailable:
+            return await self._streaming.come_back(request, face)
+        if self._streaming.closed or feed.invalid:
+            return await self._streaming.come_back(request, face)
+        start, known = _place(feed, cursor)
+        reset = b"" if known else face.notice("reset", {"reason": "unknown_event_id", "asked": str(cursor)})
+        return self._streaming.stream(request, feed, face, start=start, preface=reset)
+
+
+def _place(feed: Feed, cursor: EventId | str | None) -> tuple[int, bool]:
+    """Where a reader begins, and whether its cursor is known."""
+    if cursor is None:
+        return len(feed.log), True
+    if cursor == FROM_START:
+        return 0, True
+    assert isinstance(cursor, EventId)
+    return (cursor.seq + 1, True) if feed.log.holds(cursor) else (0, False)

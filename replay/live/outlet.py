@@ -1,0 +1,124 @@
+"""A connection that is written to as fast as its reader takes it, from the end of the request's headers on.
+
+An outlet is the protocol of its transport: once the request is answered, nothing of the HTTP server is needed any
+more. When its transport holds more than the high-water mark it is full, and nothing is written until the transport
+has drained, which has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+from replay.live.counters import Counters
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def cut(transport: asyncio.Transport, *, chunked: bool) -> None:
+    """Close a connection so that its reader cannot take it for the end."""
+    if not chunked:
+        _reset_on_close(transport)
+    transport.abort()
+
+
+def _reset_on_close(transport: asyncio.Transport) -> None:
+    """Without chunks only a reset tells a cut from an end."""
+    with contextlib.suppress(OSError, AttributeError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+class Outlet(asyncio.Protocol):
+    """What all long-lived connections have in common; see `drained` and `left` for what differs."""
+
+    __slots__ = ("_counters", "_deadline_s", "_full", "_handle", "_loop", "_transport", "chunked")
+
+    def __init__(self, counters: Counters, *, chunked: bool, deadline_s: float) -> None:
+        self.chunked = chunked  # HTTP/1.1's transfer coding; HTTP/1.0 has none
+        self._counters = counters
+        self._deadline_s = deadline_s
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._full = False
+        self._handle: asyncio.Handle | None = None  # a turn that was left to others, or the write deadline
+
+    def _take(self, transport: asyncio.Transport, buffer_bytes: int) -> None:
+        """Make the connection this outlet's."""
+        self._transport = transport
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=buffer_bytes)
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the transport, which may tell at once that it is full."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def abort(self) -> None:
+        """Cut the connection so that the reader sees that this was not the end."""
+        if self._transport is not None:
+            cut(self._transport, chunked=self.chunked)
+
+    def _finish(self, *, clean: bool) -> None:
+        """Close when what was written has gone out; ``clean`` lets the reader take it for the end."""
+        assert self._transport is not None
+        if self.chunked and clean:
+            self.write(b"0\r\n\r\n")
+        elif not self.chunked and not clean:
+            _reset_on_close(self._transport)
+        self._transport.close()
+        # Closing waits for the reader to take what is buffered, and this one may never do so.
+        self._cancel_timers()
+        self._handle = self._loop.call_later(self._deadline_s, self._transport.abort)
+        self.left()
+
+    def drained(self) -> None:
+        """There is room again."""
+
+    def left(self) -> None:
+        """Nothing more is to be written: the reader has gone, or has everything."""
+
+    def _leave_to_others(self) -> None:
+        """Go on in the next turn of the loop."""
+        if self._handle is None:
+            self._handle = self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._handle = None
+        self.drained()
+
+    # What comes from the transport.
+
+    def pause_writing(self) -> None:
+        """The transport is full."""
+        self._full = True
+        self._cancel_timers()
+        self._handle = self._loop.call_later(self._deadline_s, self._too_slow)
+
+    def resume_writing(self) -> None:
+        """The transport has drained."""
+        self._full = False
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._cancel_timers()
+        self.drained()
+
+    def _too_slow(self) -> None:
+        self._counters.slow_aborts += 1
+        self.abort()
+
+    def eof_received(self) -> bool:
+        """The reader has hung up: nobody will read what is still buffered."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client leaving is the most ordinary thing that happens."""
+        self._cancel_timers()
+        self._transport = None
+        self.left()
+
+    def _cancel_timers(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = None

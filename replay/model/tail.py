@@ -1,0 +1,87 @@
+"""The last part of a log that loses its beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from replay.model.event import Event, EventId
+from replay.model.log import Hole, Log
+
+ERASED = b"l"  # the entry of an event that is not to be known any more
+
+
+class Tail(Log):
+    """A log of which only the last ``keep`` events, or some more, are here; it never ends.
+
+    Its length is that of the whole log, so that places and `seq` are the same here too.
+    """
+
+    __slots__ = ("_keep", "first")
+
+    def __init__(self, keep: int) -> None:
+        super().__init__()
+        self._keep = keep
+        self.first = 0  # the seq of the first event that is here
+
+    def __len__(self) -> int:
+        return self.first + len(self.entries)
+
+    def extend(self, events: Sequence[Event]) -> None:
+        """Append events, of which the very first may have any place; raises Hole."""
+        if events and not self.entries:
+            self.first = events[0].id.seq
+        for (ms, seq), entry in events:
+            if seq != len(self):
+                raise Hole(f"event {seq} after event {len(self) - 1}")
+            self.times.append(ms)
+            self.entries.append(entry)
+        if len(self.entries) > 2 * self._keep:
+            self._drop(len(self.entries) - self._keep)
+
+    def whole(self, events: Sequence[Event]) -> Sequence[Event]:
+        """What the store has behind the last event, with `ERASED` where something was taken out."""
+        filled: list[Event] = []
+        expected = len(self) if self.entries else None
+        for event in events:
+            if expected is not None:
+                missing = range(expected, event.id.seq)
+                filled += (Event(EventId(event.id.ms, seq), ERASED) for seq in missing)
+            filled.append(event)
+            expected = event.id.seq + 1
+        return filled
+
+    def erase(self, mark: bytes) -> bool:
+        """Take out every event in whose entry a mark stands; whether there was one."""
+        found = [place for place, entry in enumerate(self.entries) if mark in entry]
+        for place in found:
+            self.entries[place] = ERASED
+        return bool(found)
+
+    def _drop(self, count: int) -> None:
+        del self.times[:count]
+        del self.entries[:count]
+        self.first += count
+
+    @property
+    def last_id(self) -> EventId | None:
+        """The id of the last event; None for a log that is still empty."""
+        return self.event_id(len(self) - 1) if self.entries else None
+
+    @property
+    def complete(self) -> bool:
+        """There is always more to come."""
+        return False
+
+    def event_id(self, seq: int) -> EventId:
+        """The id of the event at ``seq``."""
+        return EventId(self.times[seq - self.first], seq)
+
+    def holds(self, event_id: EventId) -> bool:
+        """Whether an id names an event that is here."""
+        place = event_id.seq - self.first
+        return 0 <= place < len(self.entries) and self.times[place] == event_id.ms
+
+    def events(self, start: int, stop: int | None = None) -> Iterator[Event]:
+        """The events from ``start`` to before ``stop``, as far as they are here."""
+        for seq in range(max(start, self.first), len(self) if stop is None else min(stop, len(self))):
+            yield Event(self.event_id(seq), self.entries[seq - self.first])

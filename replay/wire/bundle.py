@@ -1,0 +1,94 @@
+"""Several generations in one event stream: every event says whose it is, and its id is a cursor over all of them.
+
+A cursor is `<names>:<place>,<place>,…`, a place for each generation in the order in which they were asked for:
+`<ms>.<seq>` of its last event in hexadecimal, `-` before the first, `x` once the reader was told that it is gone.
+`<names>` is a hash of the ids, so that a cursor of other generations is told from one of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from replay.errors import InvalidEventId
+from replay.model.event import Entry, Event, EventId
+from replay.wire import json, sse
+from replay.wire.events import Recording, event_data
+
+_CURSOR = re.compile(r"([0-9a-f]{16}):([-x,.0-9a-f]+)")
+_PLACE = re.compile(r"([0-9a-f]{1,16})\.([0-9a-f]{1,16})")
+
+
+class Stand(Enum):
+    """Where a reader stands who has no event of a generation."""
+
+    BEFORE = b"-"
+    GONE = b"x"
+
+
+class Cursor:
+    """Where a reader stands in each of several generations."""
+
+    __slots__ = ("_names", "_places", "stands")
+
+    def __init__(self, generation_ids: Sequence[str], stands: Sequence[EventId | Stand] | None = None) -> None:
+        self.stands = list(stands or [Stand.BEFORE] * len(generation_ids))
+        self._names = _names_of(generation_ids)
+        self._places = [_place_of(stand) for stand in self.stands]
+
+    @classmethod
+    def parse(cls, text: str, generation_ids: Sequence[str]) -> Cursor:
+        """Read a cursor over these generations; raises InvalidEventId for anything else."""
+        match = _CURSOR.fullmatch(text)
+        stands = [_stand_of(place) for place in match[2].split(",")] if match is not None else []
+        known = [stand for stand in stands if stand is not None]
+        if match is None or match[1].encode() != _names_of(generation_ids) or len(known) != len(generation_ids):
+            raise InvalidEventId(f"cursor {text[:100]!r}: expected an event's id over these generations, in this order")
+        return cls(generation_ids, known)
+
+    def move(self, place: int, stand: EventId | Stand) -> None:
+        """One generation's reader has come further."""
+        self._places[place] = _place_of(stand)
+
+    def __bytes__(self) -> bytes:
+        return self._names + b":" + b",".join(self._places)
+
+
+def _names_of(generation_ids: Sequence[str]) -> bytes:
+    return hashlib.sha256(",".join(generation_ids).encode()).hexdigest()[:16].encode()
+
+
+def _place_of(stand: EventId | Stand) -> bytes:
+    return b"%x.%x" % stand if isinstance(stand, EventId) else stand.value
+
+
+def _stand_of(place: str) -> EventId | Stand | None:
+    if place in ("-", "x"):
+        return Stand(place.encode())
+    match = _PLACE.fullmatch(place)
+    return None if match is None else EventId(int(match[1], 16), int(match[2], 16))
+
+
+def encode(recording: Recording, start: int, stop: int, cursor: Cursor, place: int) -> bytes:
+    """Events of one generation, each with the cursor behind it."""
+    name = b'{"generation_id":%b,' % json.dumps(recording.start.generation_id)
+    blocks = []
+    for event in recording.log.events(start, stop):
+        cursor.move(place, event.id)
+        blocks.append(_block(event, recording, name, bytes(cursor)))
+    return b"".join(blocks)
+
+
+def _block(event: Event, recording: Recording, name: bytes, cursor: bytes) -> bytes:
+    data = event_data(event, recording.template(event.id.seq))
+    labelled = data if event.entry[:1] == Entry.START else name + data[1:]  # a start names its generation itself
+    return sse.block(event.kind.value.encode(), labelled, event_id=cursor)
+
+
+def notice(kind: str, generation_id: str, cursor: Cursor | None = None, **data: Any) -> bytes:
+    """What concerns this reader of a generation only; with a cursor it moves the reader's."""
+    told = json.dumps({"type": kind, "generation_id": generation_id, **data})
+    return sse.block(kind.encode(), told, event_id=None if cursor is None else bytes(cursor))
