@@ -11,7 +11,7 @@ UV_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-header --no-annotate pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev check programs test test-slow bench-storage lock clean
+.PHONY: help run install dev check programs test test-slow bench-storage bench-gateway lock clean
 
 help:
 	@sed -n '/^# /!q;s/^# //p' Makefile
@@ -54,9 +54,12 @@ test-slow: dev programs
 bench-storage: dev
 	$(BIN)/python -m tests.benchmarks.storage
 
+bench-gateway: dev
+	$(BIN)/python -m tests.benchmarks.gateway
+
 lock: dev
 	$(UV_LOCK) --upgrade --output-file deploy/requirements.lock
 	$(UV_LOCK) --upgrade --extra dev --output-file deploy/requirements-dev.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules tests/acceptance/.litellm

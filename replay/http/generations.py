@@ -185,6 +185,9 @@ def describe(generation: Generation, expires_at_ms: int | None, subscribers: int
         "usage": end.usage,
         "error": end.error,
         "ended": generation.last_id.ms / 1000,
+        "total_tokens": end.total_tokens,
+        "ttft_ms": end.ttft_ms,
+        "duration_ms": end.duration_ms,
     }
 
 

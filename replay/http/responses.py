@@ -62,9 +62,9 @@ class ResponseCalls:
         return failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
 
     def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What the response repeats of its request; it stands in the log, so what is bulky is left out."""
+        """What the response repeats of its request; it stands in the log, so what is bulky or not to be kept is not."""
         repeated = {name: body[name] for name in REPEATED if name in body}
-        if len(json.dumps(repeated)) > self._calls.settings.max_metadata_bytes:
+        if body.get("store") is False or len(json.dumps(repeated)) > self._calls.settings.max_metadata_bytes:
             return {name: value for name, value in repeated.items() if name not in _BULKY}
         return repeated
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +16,24 @@ LONGEST_LINE = 32 << 10
 
 
 class _Connection(RequestHandler):
+    def successor(self, transport: asyncio.Transport) -> Callable[[], None]:
+        """What gives a connection that was taken over back to the server, for the client's next request.
+
+        A client may take the connection from its pool as soon as it has read the end of a response: closing it then
+        would fail a request that has just been sent.
+        """
+        server = self._manager
+        assert server is not None
+
+        def give_back() -> None:
+            fresh = server()
+            transport.set_protocol(fresh)
+            transport.set_write_buffer_limits()
+            fresh.connection_made(transport)
+            fresh.keep_alive(True)  # closed when it stays idle
+
+        return give_back
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:

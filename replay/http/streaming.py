@@ -62,11 +62,11 @@ class Streaming:
         subscribers = self._hub.subscribers
         subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
         subscribers.add(subscriber)
-        transport = release(request)
-        if transport is None:
+        connection = release(request)
+        if connection is None:
             subscribers.discard(subscriber)
         else:
-            subscriber.take_over(transport, delivery)
+            subscriber.take_over(connection, delivery)
         return TakenOver()
 
     def bundle(self, request: web.Request, origins: Sequence[Origin], cursor: Cursor) -> web.StreamResponse:
@@ -80,11 +80,11 @@ class Streaming:
             deadline_s=settings.write_deadline_s,
             on_gone=subscribers.discard,
         )
-        transport = release(request)
-        if transport is not None:
+        connection = release(request)
+        if connection is not None:
             subscribers.add(bundle)
             retry = b"retry: %d\n" % settings.retry_ms
-            bundle.take_over(transport, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
+            bundle.take_over(connection, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
         return TakenOver()
 
     async def come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
@@ -97,9 +97,9 @@ class Streaming:
                 if not transport.get_write_buffer_size() or transport.is_closing():
                     break
                 await asyncio.sleep(0.01)
-        transport = release(request)
-        if transport is not None:
-            cut(transport, chunked=channel.chunked)
+        connection = release(request)
+        if connection is not None:
+            cut(connection.transport, chunked=channel.chunked)
         return TakenOver()
 
 

@@ -14,6 +14,8 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
+from replay.live.outlet import Lent
+
 
 class TakenOver(web.StreamResponse):
     """What a handler returns whose connection answers for itself."""
@@ -45,7 +47,7 @@ def head(request: web.Request, headers: dict[str, str]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def release(request: web.Request) -> asyncio.Transport | None:
+def release(request: web.Request) -> Lent | None:
     """The connection of a request, which is the caller's from now on; the handler has to return TakenOver.
 
     None when the client has left.
@@ -54,7 +56,8 @@ def release(request: web.Request) -> asyncio.Transport | None:
     transport = request.transport
     if transport is None or transport.is_closing():
         return None
+    give_back = server.successor(transport) if is_chunked(request) and request.keep_alive else None
     server.transport = None
     # When the handler has returned: the server drops the connection from its list, without closing it.
     asyncio.get_running_loop().call_soon(server.connection_lost, None)
-    return transport
+    return Lent(transport, give_back)

@@ -6,14 +6,13 @@ where every leg stands after that event. So whoever reconnects with it resumes e
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from replay.live.counters import Counters
 from replay.live.feed import Channel, Feed
-from replay.live.outlet import Outlet
+from replay.live.outlet import Lent, Outlet
 from replay.wire.bundle import Cursor, encode, notice
 
 log = logging.getLogger(__name__)
@@ -105,10 +104,10 @@ class Bundle(Outlet):
         ]
         self._last_written = self._loop.time()
 
-    def take_over(self, transport: asyncio.Transport, head: bytes, preface: bytes, buffer_bytes: int) -> None:
+    def take_over(self, connection: Lent, head: bytes, preface: bytes, buffer_bytes: int) -> None:
         """Make the connection this bundle's, answer the request, and begin; ``preface`` goes into the first block."""
-        self._take(transport, buffer_bytes)
-        transport.write(head)
+        self._take(connection, buffer_bytes)
+        self.write(head)
         for leg in self._legs:
             leg.feed.add(leg)
         if any(leg.feed.invalid for leg in self._legs):

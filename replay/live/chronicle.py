@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from replay.errors import StoreUnavailable
 from replay.live.feed import Feed, now_ms
 from replay.live.follower import Follower
-from replay.model.event import Event, EventId, number
+from replay.model.event import EventId, number
 from replay.model.generation import End, Start
 from replay.model.tail import ERASED, Tail
 from replay.store import CHRONICLE, EventStore
@@ -41,7 +40,7 @@ class Chronicle:
         self._idle = asyncio.Event()  # nothing waits
         self._idle.set()
         self._last: EventId | None = None  # where the log ends, as far as this writer knows
-        self._appended = 0
+        self._appended: int | None = None  # since the log was trimmed here; None before the first
         self._follower: Follower | None = None
         self._opening: asyncio.Task[Feed] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -82,6 +81,9 @@ class Chronicle:
 
     async def _append(self) -> None:
         """Append what waits behind whatever is there."""
+        if self._appended is None:
+            self._last = await self.last_id()
+            self._appended = 0
         entries = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
         events = number(entries, after=self._last, now_ms=now_ms())
         while True:
@@ -93,8 +95,7 @@ class Chronicle:
                 continue  # the same again: it may be there already, and that is told
             if refused is None:
                 break
-            found = [] if refused.last is None else await self._others(refused.last)
-            if events[-1].entry in [event.entry for event in found]:
+            if events[-1] in await self._store.read(CHRONICLE, after=self._last, limit=1000):
                 break  # it was there, and another node has gone on
             self._last = None if refused.last is None else refused.last.id
             events = number(entries, after=self._last, now_ms=now_ms())
@@ -103,14 +104,8 @@ class Chronicle:
             self._waiting.popleft()
         await self._trim(len(entries))
 
-    async def _others(self, last: Event) -> Sequence[Event]:
-        """What was appended behind the place where this writer had tried."""
-        if self._last is None or last.id.seq <= self._last.seq:
-            return []
-        return await self._store.read(CHRONICLE, after=self._last, limit=1000)
-
     async def _trim(self, appended: int) -> None:
-        self._appended += appended
+        self._appended = (self._appended or 0) + appended
         if self._appended >= KEPT // 10:
             self._appended = 0
             await self._store.trim(CHRONICLE, KEPT)

@@ -11,10 +11,19 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
+from typing import NamedTuple
 
 from replay.live.counters import Counters
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Lent(NamedTuple):
+    """A connection, and how it is given back for another request; None where it has to be closed."""
+
+    transport: asyncio.Transport
+    give_back: Callable[[], None] | None
 
 
 def cut(transport: asyncio.Transport, *, chunked: bool) -> None:
@@ -33,7 +42,7 @@ def _reset_on_close(transport: asyncio.Transport) -> None:
 class Outlet(asyncio.Protocol):
     """What all long-lived connections have in common; see `drained` and `left` for what differs."""
 
-    __slots__ = ("_counters", "_deadline_s", "_full", "_handle", "_loop", "_transport", "chunked")
+    __slots__ = ("_counters", "_deadline_s", "_full", "_give_back", "_handle", "_loop", "_transport", "chunked")
 
     def __init__(self, counters: Counters, *, chunked: bool, deadline_s: float) -> None:
         self.chunked = chunked  # HTTP/1.1's transfer coding; HTTP/1.0 has none
@@ -41,11 +50,13 @@ class Outlet(asyncio.Protocol):
         self._deadline_s = deadline_s
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._give_back: Callable[[], None] | None = None
         self._full = False
         self._handle: asyncio.Handle | None = None  # a turn that was left to others, or the write deadline
 
-    def _take(self, transport: asyncio.Transport, buffer_bytes: int) -> None:
+    def _take(self, connection: Lent, buffer_bytes: int) -> None:
         """Make the connection this outlet's."""
+        transport, self._give_back = connection
         self._transport = transport
         transport.set_protocol(self)
         transport.set_write_buffer_limits(high=buffer_bytes)
@@ -61,10 +72,16 @@ class Outlet(asyncio.Protocol):
             cut(self._transport, chunked=self.chunked)
 
     def _finish(self, *, clean: bool) -> None:
-        """Close when what was written has gone out; ``clean`` lets the reader take it for the end."""
+        """End the response; ``clean`` lets the reader take it for the end, and use the connection again."""
         assert self._transport is not None
         if self.chunked and clean:
             self.write(b"0\r\n\r\n")
+            if self._give_back is not None and not self._full:
+                self._cancel_timers()
+                self._transport = None
+                self._give_back()
+                self.left()
+                return
         elif not self.chunked and not clean:
             _reset_on_close(self._transport)
         self._transport.close()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from replay.live.counters import Counters
 from replay.live.feed import Channel, Feed
-from replay.live.outlet import Outlet
+from replay.live.outlet import Lent, Outlet
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +89,11 @@ class Subscriber(Outlet):
         self._first_written: float | None = None
         self._last_written = self._loop.time()
 
-    def take_over(self, transport: asyncio.Transport, delivery: Delivery) -> None:
+    def take_over(self, connection: Lent, delivery: Delivery) -> None:
         """Make the connection this subscriber's, answer the request, and begin."""
-        self._take(transport, delivery.buffer_bytes)
+        self._take(connection, delivery.buffer_bytes)
         self._feed.add(self)
-        transport.write(delivery.head)
+        self.write(delivery.head)
         if self._feed.invalid:
             self.abort()
         else:

@@ -42,11 +42,18 @@ def _chunks(recording: Recording, start: int, stop: int, *, usage: bool = True) 
 
 
 def _is_usage(entry: bytes) -> bool:
-    """Whether a whole chunk is the one that OpenAI sends for `stream_options.include_usage`."""
+    """Whether a whole chunk is the one that is sent for `stream_options.include_usage`, and holds nothing else.
+
+    OpenAI sends it without choices, LiteLLM with some that say nothing.
+    """
     if b'"usage"' not in entry:
         return False
     chunk = json.loads(entry[1:])
-    return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
+    return isinstance(chunk.get("usage"), dict) and not any(map(_says_something, chunk.get("choices") or ()))
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    return any(choice.get(key) for key in ("delta", "text", "finish_reason", "logprobs"))
 
 
 def _with_ids(recording: Recording, start: int, stop: int) -> bytes:

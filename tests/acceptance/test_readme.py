@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from pathlib import Path
@@ -29,7 +30,10 @@ async def demo(tmp_path):
 async def run(node: Node, directory: Path, *command: str) -> str:
     """What a command prints when `localhost:8080` is the node."""
     words = [word.replace("localhost:8080", f"127.0.0.1:{node.port}") for word in command]
-    process = await asyncio.create_subprocess_exec(*words, cwd=directory, stdout=asyncio.subprocess.PIPE)
+    environment = os.environ | {"REPLAY_URL": node.url}
+    process = await asyncio.create_subprocess_exec(
+        *words, cwd=directory, env=environment, stdout=asyncio.subprocess.PIPE
+    )
     async with asyncio.timeout(60):
         printed, _ = await process.communicate()
     return printed.decode()
@@ -54,7 +58,21 @@ async def test_sixty_seconds_end_with_the_whole_answer(demo, tmp_path):
     assert ids(first) + ids(rest) == log
     assert text.startswith("**This answer is a recording.**")
     # and the Python example prints the same
-    assert await run(demo, tmp_path, sys.executable, "-c", PYTHON[0]) == text
+    assert await run(demo, tmp_path, sys.executable, "-c", PYTHON[2]) == text
+
+
+@pytest.mark.slow
+async def test_client_with_another_base_url_has_its_answer_again_and_so_has_ours(demo, tmp_path):
+    # given the README's script with OpenAI's client, and the one with ours
+    openai, ours = PYTHON[:2]
+    # when the first is run twice
+    once, again = [await run(demo, tmp_path, sys.executable, "-c", openai) for _ in range(2)]
+    # then it is the same answer
+    assert once == again
+    assert once.startswith("**This answer is a recording.**")
+    assert len((await demo.api.get("/generations")).json()["generations"]) == 1
+    # and ours prints it too, and how it ended
+    assert await run(demo, tmp_path, sys.executable, "-c", ours) == once + "completed\n"
 
 
 @pytest.mark.parametrize(

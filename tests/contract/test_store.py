@@ -1231,3 +1231,193 @@ def test_every_store_has_every_call_of_the_port():
     store = ValkeyStore("valkey://127.0.0.1:1/0", timeout_s=1)
     assert calls <= set(dir(store))
     assert Ends._fields == ("first", "last", "expires_at_ms")
+
+
+# Logs that lose their beginning, or something in between.
+
+
+async def length_of(valkey: ValkeyServer, name: str) -> int:
+    async with valkey.client() as client:
+        length: int = await client.xlen(f"replay:{{{name}}}:events")
+    return length
+
+
+@pytest.mark.parametrize("keep", [1, 100, 950, 1000, 5000])
+async def test_trim_leaves_the_last_of_a_log_and_about_as_many_as_are_to_be_kept(store, keep):
+    events = await grow(store, "g", "s", *(f"t{place}" for place in range(999)))
+    await store.trim("g", keep)
+    left = await log_of(store, "g")
+    assert left == events[len(events) - len(left) :]
+    assert min(keep, 1000) <= len(left) <= keep + 200
+
+
+async def test_trimmed_log_goes_on_where_it_ended(store, other):
+    # given
+    events = await grow(store, "g", "s", *["tx"] * 999)
+    await store.trim("g", 10)
+    # when
+    assert await store.last("g") == events[-1]
+    (ends,) = await store.ends(["g"])
+    more = batch("ty", after=events[-1])
+    assert await other.append("g", more, after=events[-1].id) is None
+    # then
+    left = await log_of(store, "g")
+    assert left[-2:] == [events[-1], *more]
+    assert ends is not None
+    assert (ends.first, ends.last) == (left[0], events[-1])
+
+
+async def test_read_behind_what_was_trimmed_begins_with_what_is_left(store):
+    events = await grow(store, "g", "s", *["tx"] * 999)
+    await store.trim("g", 100)
+    left = await log_of(store, "g")
+    assert left[0].id.seq > 500
+    assert await store.read("g", after=events[3].id, limit=10) == left[:10]
+
+
+async def test_trim_touches_no_ttl_and_makes_no_log(store, valkey):
+    await grow(store, "g", "s", *["tx"] * 500, ttl_ms=50_000)
+    await store.trim("g", 10)
+    assert 40_000 < await ttl_of(store, valkey, "g") <= 50_000
+    await store.trim("nobody", 10)
+    assert await _keys_without_expiry(valkey) == set()
+    assert await log_of(store, "nobody") == []
+
+
+async def test_log_that_is_trimmed_now_and_then_stays_small_while_it_grows(store, valkey):
+    events = await grow(store, "g", "s")
+    for _ in range(30):
+        events = batch(*["tx"] * 100, after=events[-1])
+        assert await store.append("g", events, after=EventId(1000, events[0].id.seq - 1)) is None
+        await store.trim("g", 200)
+        assert await length_of(valkey, "g") <= 400
+    assert (await log_of(store, "g"))[-100:] == events
+
+
+@pytest.mark.parametrize("places", [[0], [1], [0, 1, 2], [1, 3, 5], range(6), []])
+async def test_what_was_erased_is_gone_and_the_rest_is_as_it_was(store, other, places):
+    events = await grow(store, "g", "s", "ta", "tb", "tc", "td", "te", "tf")
+    await store.erase("g", [events[place].id for place in places])
+    left = [event for place, event in enumerate(events) if place not in places]
+    for reader in (store, other):
+        assert await log_of(reader, "g") == left
+        assert await reader.last("g") == events[-1]
+        assert await reader.ends(["g"]) == [Ends(left[0], events[-1], (await reader.ends(["g"]))[0].expires_at_ms)]
+
+
+async def test_log_of_which_something_was_erased_goes_on(store):
+    events = await grow(store, "g", "s", "ta", "tb")
+    await store.erase("g", [events[1].id])
+    more = batch("tc", after=events[-1])
+    assert await store.append("g", more, after=events[-1].id) is None
+    assert await store.append("g", more, after=events[-1].id) is None  # the retry of a lost reply
+    assert await log_of(store, "g") == [events[0], events[2], *more]
+
+
+async def test_erase_never_takes_the_last_event(store):
+    # else the next append would find the log shorter than its writer left it, and could not have the same id again
+    events = await grow(store, "g", "s", "ta", "tb")
+    await store.erase("g", [event.id for event in events])
+    assert await log_of(store, "g") == [events[-1]]
+    more = batch("tc", after=events[-1])
+    assert await store.append("g", more, after=events[-1].id) is None
+
+
+async def test_erasing_what_is_not_there_does_nothing(store, valkey):
+    events = await grow(store, "g", "s", "ta", ttl_ms=50_000)
+    await store.erase("g", [EventId(1, 1), EventId(1000, 7)])
+    await store.erase("nobody", [EventId(1, 1)])
+    assert await log_of(store, "g") == events
+    assert 40_000 < await ttl_of(store, valkey, "g") <= 50_000
+    async with valkey.client() as client:
+        assert [key async for key in client.scan_iter()] == [b"replay:{g}:events"]
+
+
+async def test_many_events_are_erased_at_once(store):
+    events = await grow(store, "g", "s", *(f"t{place}" for place in range(2999)))
+    await store.erase("g", [event.id for event in events[:-1] if event.id.seq % 3])
+    assert await log_of(store, "g") == [event for event in events if not event.id.seq % 3 or event is events[-1]]
+
+
+# What is told and not kept.
+
+
+async def test_what_is_published_is_heard_by_all_who_listen_and_kept_nowhere(store, other, start_store, valkey):
+    # given two who listen, one of them on the node that tells, and one who listens to something else
+    third = await start_store()
+    here, there, elsewhere = Ear(), Ear(), Ear()
+    await store.listen("g", here)
+    await other.listen("g", there)
+    await third.listen("h", elsewhere)
+    # when
+    told = batch("s{}", "t\\u0000 caf\u00e9", ms=5)
+    assert await store.publish("g", told) == 2
+    assert await third.publish("g", told[:1]) == 2
+    # then
+    for ear in (here, there):
+        await ear.until("both", lambda ear=ear: ear.batches == 2)
+        assert ear.events == told + told[:1]
+    assert (elsewhere.events, here.deletions, there.deletions) == ([], 0, 0)
+    assert await store.last("g") is None
+    async with valkey.client() as client:
+        assert await client.dbsize() == 0
+
+
+async def test_publishing_to_nobody_reaches_nobody(store, other):
+    assert await store.publish("g", batch("s")) == 0
+    ear = Ear()
+    await other.listen("g", ear)
+    assert await store.publish("g", batch("s")) == 1
+    other.unlisten("g")
+    await eventually("nobody listens", lambda: store.publish("g", batch("s")), lambda heard: heard == 0)
+
+
+async def test_publishing_nothing_tells_how_many_listen(store, other):
+    assert await store.publish("g", []) == 0
+    ear = Ear()
+    await other.listen("g", ear)
+    assert await store.publish("g", []) == 1
+    await store.publish("g", batch("s"))
+    await ear.until("what was told after it", lambda: ear.events)
+    assert ear.events == batch("s")
+
+
+async def test_what_is_published_is_heard_in_order(store, other):
+    ear = Ear()
+    await other.listen("g", ear)
+    told = batch(*(f"t{place}" for place in range(300)))
+    await asyncio.gather(*(store.publish("g", [event]) for event in told))
+    await ear.until("all of it", lambda: len(ear.events) >= len(told))
+    assert ear.events == told
+
+
+async def test_what_is_published_is_heard_again_after_the_channels_were_cut(store, other, valkey):
+    ear = Ear()
+    await other.listen("g", ear)
+    await kill_connection(valkey, "channels")
+    await ear.until("the channels are back", lambda: ear.reconnections)
+    assert await store.publish("g", batch("s")) == 1
+    await ear.until("what was told", lambda: ear.events)
+
+
+async def test_large_message_is_heard_whole(store, other):
+    ear = Ear()
+    await other.listen("g", ear)
+    (large,) = batch("t" + "x" * 3_000_000)
+    assert await store.publish("g", [large]) == 1
+    await ear.until("it", lambda: ear.events)
+    assert ear.events == [large]
+
+
+@pytest.mark.parametrize("call", ["trim", "erase", "publish"])
+async def test_stalled_server_takes_no_trim_no_erasure_and_no_message(valkey_proxy, start_store, call):
+    store = await start_store(valkey_proxy.url, QUICK_S)
+    events = await grow(store, "g", "s", "ta")
+    calls = {
+        "trim": lambda: store.trim("g", 1),
+        "erase": lambda: store.erase("g", [events[0].id]),
+        "publish": lambda: store.publish("g", events),
+    }
+    valkey_proxy.stall()
+    with pytest.raises(StoreUnavailable):
+        await within("an answer", calls[call]())

@@ -157,6 +157,7 @@ export class Connection {
     else if (state === EventSource.CONNECTING && silent >= WATCH_MS) {
       this.#quiet = false;
       this.#listener.change("reconnecting", { reason: NO_ANSWER });
+      if (silent >= ASLEEP_MS) this.#connect(); // a network that swallows packets: another connection may fare better
     }
   }
 

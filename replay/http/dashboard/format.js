@@ -24,7 +24,7 @@ export function span(ms) {
 
 /** A moment of a recording, always as wide as the ones beside it. */
 export function clock(ms, longestMs) {
-  const seconds = Math.max(0, ms) / 1000;
+  const seconds = Math.floor(Math.max(0, ms) / 100) / 10;
   if (longestMs < 60_000) return `${seconds.toFixed(1)} s`;
   return `${Math.floor(seconds / 60)}:${pad(Math.floor(seconds % 60))}`;
 }

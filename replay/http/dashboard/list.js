@@ -19,6 +19,7 @@ export class ListPage {
   #next = null;
   #loads = 0; // the last one wins
   #scrolled = 0;
+  #focused = null;
 
   /**
    * @param {Feed} feed
@@ -45,12 +46,15 @@ export class ListPage {
     this.load();
   }
 
+  /** As it was left. */
   show() {
     scrollTo(0, this.#scrolled);
+    this.#focused?.focus({ preventScroll: true });
   }
 
   hide() {
     this.#scrolled = scrollY;
+    this.#focused = this.element.contains(document.activeElement) ? document.activeElement : null;
   }
 
   /** Load the list anew, and follow the feed from there; tries again until the node answers. */

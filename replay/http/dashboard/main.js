@@ -19,8 +19,10 @@ const feed = new Feed();
 const form = new StartForm((id) => go(`/g/${encodeURIComponent(id)}`));
 let list = null; // kept while a generation is shown: the way back costs nothing and leads to the same place
 let shown = null;
+let routed = null;
 
 function route() {
+  routed = location.pathname;
   const [, id] = /^\/g\/([^/]+)\/?$/.exec(location.pathname) ?? [];
   if (id === undefined) {
     list ??= new ListPage(feed, () => form.open());
@@ -54,7 +56,7 @@ function decode(text) {
 function go(path) {
   history.pushState(null, "", path);
   route();
-  content.querySelector("h1").focus({ preventScroll: true });
+  if (!content.contains(document.activeElement)) content.querySelector("h1").focus({ preventScroll: true });
 }
 
 /** Links to our own pages change the view only; with a modifier key they are the browser's, as all others are. */
@@ -106,6 +108,7 @@ feed.listen({
 document.getElementById("new").addEventListener("click", () => form.open());
 document.addEventListener("click", followLink);
 document.addEventListener("keydown", press);
-addEventListener("popstate", route);
+// The skip link changes the address too, but not what it shows.
+addEventListener("popstate", () => location.pathname !== routed && route());
 history.scrollRestoration = "manual";
 route();

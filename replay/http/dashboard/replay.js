@@ -173,6 +173,7 @@ class Story {
   #answer = new Answer();
   #waiting = []; // [kind, piece, when it came], to be handed over in this order
   #state = null;
+  #begun = false; // something has been handed over
   #lastSeq = -1;
 
   constructor(id, options, pace, alone) {
@@ -212,7 +213,7 @@ class Story {
     if (this.over) return true;
     if (name === "live") this.#catchUp();
     else if (name === "reset") this.#clear();
-    else if (name === "snapshot") this.#load(data, eventId);
+    else if (name === "snapshot") this.#load(data);
     else if (name === "expired") this.lose({ status: 404 });
     else return this.#add(data, eventId);
     return true;
@@ -226,29 +227,31 @@ class Story {
   #clear() {
     this.#answer = new Answer();
     this.#waiting = [];
+    this.#begun = false;
     this.#lastSeq = -1;
     this.#tell("onReset");
   }
 
-  #load(snapshot, eventId) {
-    if (this.#lastSeq >= 0) this.#clear();
-    this.#lastSeq = seqOf(snapshot.last_event_id ?? eventId);
+  #load(snapshot) {
+    if (this.#begun) this.#clear();
+    this.#begun = true;
+    this.#lastSeq = seqOf(snapshot.last_event_id);
     this.#tell("onSnapshot", snapshot);
     this.#wait(this.#answer.addMessage(snapshot.message));
     this.#handOver(Infinity);
   }
 
   #add(data, eventId) {
-    const id = this.#alone ? eventId : data.event_id;
-    if (id) {
-      const seq = seqOf(id);
+    if (this.#alone) {
+      const seq = seqOf(eventId);
       if (seq <= this.#lastSeq) return true; // it came twice
       if (seq > this.#lastSeq + 1) return false; // something is missing
       this.#lastSeq = seq;
     }
+    this.#begun = true;
     // Its place is known before anybody is told: whatever a callback throws, it does not come again.
     this.#wait(this.#answer.add(data));
-    this.#tell("onEvent", this.#alone ? { ...data, id } : { ...data, cursor: eventId });
+    this.#tell("onEvent", this.#alone ? { ...data, id: eventId } : { ...data, cursor: eventId });
     if (data.type === "end") this.end(data);
     return true;
   }

@@ -1,0 +1,5 @@
+"""The commands of the terminal, beside `replay serve`."""
+
+from replay.cli.arguments import add_commands
+
+__all__ = ["add_commands"]

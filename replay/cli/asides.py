@@ -1,0 +1,46 @@
+"""What a model says beside its answer: reasoning, tool calls, a refusal, as its chunks carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple
+
+
+class Aside(NamedTuple):
+    """A piece of something beside the answer."""
+
+    block: Hashable  # pieces of one block belong together
+    heading: str  # of the block
+    text: str
+
+
+def asides(choices: Any) -> Iterator[Aside]:
+    """The asides of a chunk's first choice. A chunk comes from outside: any part of it may be something else."""
+    for choice in _objects(choices):
+        if choice.get("index", 0) != 0:
+            continue
+        for delta in _objects([choice.get("delta")]):
+            yield from _spoken(delta)
+            for call in _objects(delta.get("tool_calls")):
+                yield from _called(call)
+
+
+_HEADINGS = {"reasoning_content": "(thinking) ", "reasoning": "(thinking) ", "refusal": "(refusal) "}
+
+
+def _spoken(delta: dict[str, Any]) -> Iterator[Aside]:
+    for member, heading in _HEADINGS.items():
+        text = delta.get(member)
+        if isinstance(text, str) and text:
+            yield Aside(member, heading, text)
+
+
+def _called(call: dict[str, Any]) -> Iterator[Aside]:
+    for called in _objects([call.get("function"), call.get("custom")]):
+        text = called.get("arguments") or called.get("input") or ""
+        yield Aside(("call", call.get("index")), f"-> {called.get('name')} ", str(text))
+
+
+def _objects(values: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(values, list):
+        yield from (value for value in values if isinstance(value, dict))
