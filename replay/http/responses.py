@@ -6,6 +6,7 @@ the call waits.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -50,8 +51,9 @@ class ResponseCalls:
         options = body.pop("replay", None)
         stream, background = take_flag(body, "stream"), take_flag(body, "background")
         repeated = self._repeated(body | {"background": background})
-        body = await self._continued(body)
-        feed = await calls.start(order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated))
+        _check(body)
+        order = order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated)
+        feed = await calls.start(replace(order, prepare=self._continued))
         if background and not stream:
             return answer_json(_response(feed), feed)
         if not stream:
@@ -70,13 +72,10 @@ class ResponseCalls:
 
     async def _continued(self, body: dict[str, Any]) -> dict[str, Any]:
         """The request with all that was said before in its own input: the upstream need not remember it."""
+        body = dict(body)
         previous = body.pop("previous_response_id", None)
-        if not isinstance(body.get("input"), str | list):
-            raise InvalidRequest(f"input: expected a string or a list of items, got {shown(body.get('input'))}")
         if previous is None:
             return body
-        if not isinstance(previous, str) or not is_generation_id(previous):
-            raise InvalidRequest(f"previous_response_id: expected the id of a response, got {shown(previous)}")
         return body | {"input": [*await self._said(previous), *_items(body["input"])]}
 
     async def _said(self, previous: str) -> list[Any]:
@@ -126,6 +125,15 @@ class ResponseCalls:
         return answer_json(page_of(request, named, order="desc"), feed)
 
 
+def _check(body: dict[str, Any]) -> None:
+    """Raises InvalidRequest for what no upstream need be asked about."""
+    if not isinstance(body.get("input"), str | list):
+        raise InvalidRequest(f"input: expected a string or a list of items, got {shown(body.get('input'))}")
+    previous = body.get("previous_response_id")
+    if previous is not None and not (isinstance(previous, str) and is_generation_id(previous)):
+        raise InvalidRequest(f"previous_response_id: expected the id of a response, got {shown(previous)}")
+
+
 def _response(feed: Feed) -> dict[str, Any]:
     return feed.recording.view(ResponseView).response
 
@@ -145,7 +153,9 @@ def _as_input(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelt_out(item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict) or "role" not in item or not isinstance(item.get("content"), str):
+    if not isinstance(item, dict) or "role" not in item:
         return item if isinstance(item, dict) else {"type": "unknown"}
+    if not isinstance(item.get("content"), str):
+        return {"type": "message", **item}
     kind = "output_text" if item["role"] == "assistant" else "input_text"
     return {"type": "message", **item, "content": [{"type": kind, "text": item["content"]}]}

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ from replay.wire.events import decode_start, encode_end, encode_start
 log = logging.getLogger(__name__)
 
 
+Prepare = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """A generation somebody wants."""
@@ -32,6 +35,7 @@ class Order:
     request: dict[str, Any]  # for the upstream
     api: Api | None = None  # of OpenAI's API; None: a chat completion asked for at /generations
     credentials: Mapping[str, str] | None = field(default=None, repr=False)  # the caller's own, for the upstream
+    prepare: Prepare | None = None  # completes the request, when and where the log is created
     keep_request: bool = True
     response: dict[str, Any] | None = None  # what a response repeats of its request
     generation_id: str | None = None
@@ -121,7 +125,8 @@ class Starter:
 
     async def _create(self, order: Order, generation_id: str, claim: str | None) -> Started:
         model = order.request.get("model") or await self._upstream.default_model(order.credentials)
-        request = order.request | {"model": model}
+        asked = order.request if order.prepare is None else await order.prepare(order.request)
+        request = asked | {"model": model}
         start = Start(
             generation_id=generation_id,
             model=model,

@@ -136,9 +136,13 @@ class OpenAIUpstream:
         with _translated(self._base_url):
             answer = await self._client.post(
                 path,
-                body=body | {"stream": True},
+                # Half a surrogate pair, which JavaScript sends, is more than the client's own encoder can write.
+                content=json.dumps(body | {"stream": True}),
                 cast_to=object,
-                options={"headers": _headers(call.credentials), "max_retries": call.retries},
+                options={
+                    "headers": {"Content-Type": "application/json"} | _headers(call.credentials),
+                    "max_retries": call.retries,
+                },
                 stream=True,
                 stream_cls=AsyncStream[object],
             )

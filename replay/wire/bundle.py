@@ -45,7 +45,8 @@ class Cursor:
         match = _CURSOR.fullmatch(text)
         stands = [_stand_of(place) for place in match[2].split(",")] if match is not None else []
         known = [stand for stand in stands if stand is not None]
-        if match is None or match[1].encode() != _names_of(generation_ids) or len(known) != len(generation_ids):
+        named = match is not None and match[1].encode() == _names_of(generation_ids)
+        if not named or len(known) != len(stands) or len(stands) != len(generation_ids):
             raise InvalidEventId(f"cursor {text[:100]!r}: expected an event's id over these generations, in this order")
         return cls(generation_ids, known)
 

@@ -41,7 +41,6 @@ _STRING_OF = {
     key: re.compile(rb'"%b"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*+)"' % key.encode())
     for key in (*GROWING, "text", "arguments", "delta")
 }
-_NUMBER = re.compile(rb'"sequence_number"\s*:\s*\d+\s*,\s*|,\s*"sequence_number"\s*:\s*\d+')
 _PROBE = secrets.token_hex(16).encode()  # stands for a template's string where JSON is made of it
 _DONE = b"[DONE]"
 _LONGEST_MESSAGE = 2000  # an upstream's error may be a whole page of HTML
@@ -207,7 +206,7 @@ class Recorder:
 
     def record(self, message: Message) -> bytes | None:
         """The entry for one message; None for one that is no chunk. Raises UpstreamInvalid."""
-        raw = _NUMBER.sub(b"", message.data, 1) if self._responses else message.data
+        raw = _without_number(message.data) if self._responses else message.data
         if self._template is not None:
             text = self._template.text(raw)
             if text is not None:
@@ -222,7 +221,7 @@ class Recorder:
         chunk = parse_chunk(raw)
         if self._responses and is_response_event(chunk):
             return self._record_response_event(raw, chunk)
-        if chunk.get("error") is not None or event == b"error":
+        if chunk.get("error") is not None or b"error" in (event, str(chunk.get("type")).encode()):
             self.error = upstream_error(chunk.get("error") or chunk)
             if not chunk.get("choices"):
                 return None
@@ -274,6 +273,14 @@ class Recorder:
         if not self._protocol and (self.chunks or foreign):
             return UpstreamInvalid("the upstream answered 200 with something that is not a stream of chunks")
         return UpstreamTruncated("the upstream's stream ended without a finish reason")
+
+
+def _without_number(raw: bytes) -> bytes:
+    """An event of the Responses API without the number that its place says too."""
+    if b'"sequence_number"' not in raw:
+        return raw
+    event = parse_chunk(raw)
+    return raw if event.pop("sequence_number", None) is None else json.dumps(event)
 
 
 def parse_chunk(raw: bytes) -> dict[str, Any]:

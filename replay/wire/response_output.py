@@ -52,6 +52,21 @@ def objects_in(value: Any) -> list[Object]:
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
+_MOST_PARTS = 1000  # of an item; an upstream may number them as it likes
+
+
+def with_said(item: Object, place: int, kind: Kind, said: str) -> Object:
+    """An upstream's item with what was said in its part ``place`` since it was added."""
+    if not kind.part:
+        return item | {kind.field: said}
+    parts = objects_in(item.get("content"))
+    if not 0 <= place <= min(len(parts), _MOST_PARTS):
+        return item
+    part = parts[place] if place < len(parts) else {"type": kind.part}
+    beside: Object = {"annotations": [], "logprobs": []} if kind is TEXT else {}
+    return item | {"content": [*parts[:place], beside | part | {kind.field: said}, *parts[place + 1 :]]}
+
+
 class Output:
     """The items of one response, and the events that tell of them."""
 

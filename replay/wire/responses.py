@@ -21,18 +21,19 @@ from replay.wire.response_output import (
     REASONING,
     REFUSAL,
     TEXT,
+    Kind,
     Object,
     Output,
     object_in,
     objects_in,
+    with_said,
 )
 
 _V = TypeVar("_V")
 
 _CALLS = {kind.item: kind for kind in (FUNCTION, CUSTOM)}
-_DELTAS = {f"{kind.event}.delta": kind for kind in (TEXT, REFUSAL, REASONING, FUNCTION, CUSTOM)} | {
-    "response.reasoning_summary_text.delta": REASONING
-}
+_SAID = {f"{kind.event}.delta": kind for kind in (TEXT, REFUSAL, REASONING, FUNCTION, CUSTOM)}
+_DELTAS = _SAID | {"response.reasoning_summary_text.delta": REASONING}
 _LAST = ("response.completed", "response.incomplete", "response.failed")
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # by the finish reason
 
@@ -229,11 +230,19 @@ class _FromEvents:
         self._response = queued | {"status": "in_progress"}
         self._ours = ours
         self._items: dict[int | str | None, Object] = {}
+        self._said: dict[tuple[int | str | None, int, Kind], list[str]] = {}  # in items that are not done
         self._last: str | None = None  # the event that ended it
 
     @property
     def response(self) -> Object:
-        return self._response | {"output": objects_in(self._response["output"]) or list(self._items.values())}
+        return self._response | {"output": objects_in(self._response["output"]) or self._output()}
+
+    def _output(self) -> list[Object]:
+        items = dict(self._items)
+        for (whose, place, kind), pieces in self._said.items():
+            if whose in items:
+                items[whose] = with_said(items[whose], place, kind, "".join(pieces))
+        return list(items.values())
 
     def add(self, event: Object) -> list[Object]:
         if not _is_event(event):
@@ -241,13 +250,22 @@ class _FromEvents:
         if isinstance(event.get("response"), dict):
             event = event | {"response": event["response"] | self._ours}
             self._response |= event["response"]
-        if event["type"] in ("response.output_item.added", "response.output_item.done"):
-            self._items[_whose(event)] = object_in(event.get("item"))
+        self._keep(event)
         if event["type"] in _LAST:
             self._response["status"] = event["type"].removeprefix("response.")
         if event["type"] in (*_LAST, "error"):
             self._last = event["type"]
         return [event]
+
+    def _keep(self, event: Object) -> None:
+        """Note what an event says of an item."""
+        whose, place = _whose(event), _count(event, "content_index")
+        if event["type"] in ("response.output_item.added", "response.output_item.done"):
+            self._items[whose] = object_in(event.get("item"))
+            self._said = {key: pieces for key, pieces in self._said.items() if key[0] != whose}
+        kind = _found(_SAID, event["type"])
+        if kind is not None and isinstance(event.get("delta"), str):
+            self._said.setdefault((whose, place, kind), []).append(event["delta"])
 
     def end(self, status: str, error: Object | None, ended_at: float) -> list[Object]:
         if self._last in _LAST:

@@ -81,6 +81,18 @@ class Tab:
         everything = [Seen(*row) for row in await self.page.evaluate("seen")]
         return [each for each in everything if not names or each.name in names]
 
+    async def until(self, condition: str, wanted: Any = None, seconds: float = DEADLINE_S) -> None:
+        """Wait until this expression of JavaScript, which may speak of `wanted`, is true."""
+        try:
+            await self.page.wait_for_function(
+                f"(wanted) => {condition}", arg=wanted, timeout=seconds * 1000, polling=20
+            )
+        except TimeoutError:
+            shown = (await self.page.inner_text("body"))[-2000:]
+            raise DeadlineMissed(
+                f"not within {seconds:g} s: {condition}, wanted {wanted!r}; the page:\n{shown}"
+            ) from None
+
     async def _until(self, condition: str, wanted: Any, seconds: float) -> None:
         try:
             await self.page.wait_for_function(
@@ -98,15 +110,19 @@ class Tab:
 
 
 @contextlib.asynccontextmanager
-async def chromium() -> AsyncIterator[BrowserContext]:
-    """A fresh browser; without Chromium the test fails, since a skipped browser is a browser nobody has tried."""
+async def chromium(*, watch: bool = True, **options: Any) -> AsyncIterator[BrowserContext]:
+    """A fresh browser; without Chromium the test fails, since a skipped browser is a browser nobody has tried.
+
+    With `watch`, every page's EventSource is listened to; options are those of a Playwright context.
+    """
     program = shutil.which("chromium")
     assert program, f"chromium is not installed; on Debian, as root: {INSTALL}"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=[*FLAGS])
         try:
-            context = await browser.new_context()
-            await context.add_init_script(_WATCH)
+            context = await browser.new_context(**options)
+            if watch:
+                await context.add_init_script(_WATCH)
             yield context
         finally:
             with contextlib.suppress(Error):  # it has crashed, and the test has failed for that already

@@ -143,8 +143,9 @@ function summaryOf(recording, stalls) {
   const tokens = recording.tokens.at(-1);
   const others = recording.outputs.at(-1) - tokens;
   const longest = Math.max(0, ...stalls.map(({ from, to }) => to - from));
+  if (tokens + others === 0) return recording.complete ? "No tokens" : "No token yet";
   return [
-    tokens ? `${counted(tokens, "token")}, the first after ${span(recording.first)}` : "no token",
+    tokens ? `${counted(tokens, "token")}, the first after ${span(recording.first)}` : "No token of the answer",
     ...(others ? [`${counted(others, "piece")} of reasoning or tool calls`] : []),
     stalls.length ? `${counted(stalls.length, "stall")}, the longest ${span(longest)}` : "no stalls",
   ].join("; ");

@@ -1,0 +1,145 @@
+"""The last part of a log in memory, against a plain list of all its events."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replay.model.event import Event, EventId, number
+from replay.model.log import Hole
+from replay.model.tail import ERASED, Tail
+
+KEEP = 5
+
+_ENTRIES = st.sampled_from([b"la", b"lb", b"lab", ERASED])
+# Batches, each with how many ms it comes after the one before; events of one batch share their time.
+_BATCHES = st.lists(st.tuples(st.integers(0, 3), st.lists(_ENTRIES, min_size=1, max_size=6)), max_size=8)
+_FIRST = st.sampled_from([0, 1, 7, 10_000_000])  # the seq with which the tail begins
+_PLACES = st.integers(-3, 45)  # beside the first
+
+
+def fill(first: int, batches: list[tuple[int, list[bytes]]]) -> tuple[Tail, list[Event]]:
+    """A tail, and all its events as a list."""
+    tail, events, last = Tail(KEEP), [], EventId(100, first - 1)
+    for pause_ms, entries in batches:
+        batch = number(entries, after=last, now_ms=last.ms + pause_ms)
+        tail.extend(batch)
+        events += batch
+        last = batch[-1].id
+    return tail, events
+
+
+@given(first=_FIRST, batches=_BATCHES)
+def test_tail_holds_the_last_of_what_a_list_holds(first, batches):
+    tail, events = fill(first, batches)
+    here = list(tail.events(0))
+    assert here == events[len(events) - len(here) :]
+    assert len(here) >= min(KEEP, len(events))
+    assert tail.last_id == (events[-1].id if events else None)
+
+
+@given(batches=st.lists(st.tuples(st.just(1), st.lists(_ENTRIES, min_size=1, max_size=KEEP)), min_size=20, max_size=40))
+def test_tail_does_not_grow_without_bound(batches):
+    tail, _ = fill(0, batches)
+    assert len(list(tail.events(0))) <= 2 * KEEP
+    assert len(tail.times) == len(tail.entries)
+
+
+@given(first=_FIRST, batches=_BATCHES)
+def test_length_is_that_of_the_whole_log(first, batches):
+    tail, events = fill(first, batches)
+    assert len(tail) == (events[-1].id.seq + 1 if events else 0)
+
+
+@given(first=_FIRST, batches=_BATCHES, start=_PLACES, stop=st.none() | _PLACES)
+def test_stretch_of_a_tail_is_what_the_list_has_there(first, batches, start, stop):
+    tail, events = fill(first, batches)
+    start = max(0, first + start)
+    stop = None if stop is None else max(0, first + stop)
+    expected = [
+        event for event in events if event.id.seq >= max(start, tail.first) and (stop is None or event.id.seq < stop)
+    ]
+    assert list(tail.events(start, stop)) == expected
+
+
+@given(first=_FIRST, batches=_BATCHES, ms=st.integers(98, 130), seq=_PLACES)
+def test_tail_holds_exactly_the_ids_of_the_events_that_are_here(first, batches, ms, seq):
+    tail, _ = fill(first, batches)
+    here = [event.id for event in tail.events(0)]
+    assert all(tail.holds(event_id) for event_id in here)
+    assert [tail.event_id(event_id.seq) for event_id in here] == here
+    event_id = EventId(ms, max(0, first + seq))
+    assert tail.holds(event_id) == (event_id in here)
+
+
+@given(first=_FIRST, batches=_BATCHES, mark=st.sampled_from([b"a", b"b", b"c"]))
+def test_what_is_erased_leaves_its_place_and_nothing_else(first, batches, mark):
+    tail, _ = fill(first, batches)
+    before = list(tail.events(0))
+    erased = tail.erase(mark)
+    assert erased == any(mark in event.entry for event in before)
+    assert list(tail.events(0)) == [Event(event.id, ERASED) if mark in event.entry else event for event in before]
+    assert not tail.erase(mark)
+
+
+@given(first=_FIRST, batches=_BATCHES, gone=st.sets(st.integers(0, 47)), known=st.integers(0, 48))
+def test_what_the_store_has_lost_in_between_is_filled(first, batches, gone, known):
+    # given a log of which a tail has the first part, and of whose rest the store has given some away
+    _, events = fill(first, batches)
+    head, tail = events[:known], Tail(1000)
+    tail.extend(head)
+    rest = [event for place, event in enumerate(events[known:]) if place not in gone]
+    # when
+    tail.extend(tail.whole(rest))
+    # then every event is in its place, what is missing is known to be, and times never go back
+    here = list(tail.events(0))
+    assert [event for event in here if event.entry != ERASED] == [
+        event for event in head + rest if event.entry != ERASED
+    ]
+    assert all(tail.holds(event.id) for event in head + rest)
+    assert [event.id.seq for event in here] == list(range(tail.first, len(tail)))
+    assert [event.id.ms for event in here] == sorted(event.id.ms for event in here)
+    assert tail.last_id == ((head + rest)[-1].id if head + rest else None)
+
+
+def test_empty_tail_has_no_last_event_and_takes_any_first():
+    tail = Tail(KEEP)
+    assert (tail.last_id, len(tail), tail.complete, list(tail.events(0))) == (None, 0, False, [])
+    assert not tail.holds(EventId(0, 0))
+    assert tail.whole([]) == []
+    tail.extend([])
+    assert tail.last_id is None
+    event = Event(EventId(5, 77), b"la")
+    assert list(tail.whole([event])) == [event]
+    tail.extend([event])
+    assert (tail.last_id, len(tail), list(tail.events(0))) == (event.id, 78, [event])
+
+
+@pytest.mark.parametrize("seqs", [[6], [0], [1], [9, 10], [3, 4], [4]])
+def test_event_that_does_not_follow_the_last_is_a_hole_and_changes_nothing(seqs):
+    # given the events 2, 3 and 4
+    tail, events = fill(2, [(1, [b"la", b"lb", b"lc"])])
+    assert tail.last_id == EventId(101, 4)
+    # when
+    with pytest.raises(Hole):
+        tail.extend([Event(EventId(200, seq), b"lx") for seq in seqs])
+    # then
+    assert list(tail.events(0)) == events
+
+
+def test_hole_inside_a_batch_is_seen():
+    with pytest.raises(Hole, match="event 9 after event 7"):
+        Tail(KEEP).extend([Event(EventId(1, 7), b"la"), Event(EventId(1, 9), b"lb")])
+
+
+def test_tail_is_never_complete():
+    tail, _ = fill(0, [(1, [b"lended {}"]), (1, [b"e{}"])])
+    assert not tail.complete
+
+
+def test_event_that_was_erased_is_still_a_place_to_go_on_from():
+    tail, events = fill(0, [(1, [b"la", b"lb"]), (2, [b"la"])])
+    tail.erase(b"a")
+    assert all(tail.holds(event.id) for event in events)
+    assert [event.entry for event in tail.events(0)] == [ERASED, b"lb", ERASED]
