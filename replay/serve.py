@@ -89,5 +89,5 @@ async def _serve(settings: config.Settings) -> int:
 
 def _greet(url: str) -> None:
     print(f"replay is ready at {url}")
-    print("Start a generation and watch it, from a second terminal:\n")
+    print(f"Open {url}/ in a browser, or start a generation and watch it from a second terminal:\n")
     print(f"  curl -N {url}/generations -H 'Accept: text/event-stream' -d '{{\"prompt\": \"Hello\"}}'\n", flush=True)

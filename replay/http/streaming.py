@@ -15,6 +15,7 @@ from replay.live.feed import Channel, Feed
 from replay.live.hub import Hub
 from replay.live.outlet import cut
 from replay.live.subscriber import Delivery, Pace, Subscriber
+from replay.store import CHRONICLE
 from replay.wire.bundle import Cursor
 from replay.wire.events import SSE, Face
 
@@ -48,7 +49,8 @@ class Streaming:
         """
         settings = self._settings
         channel = Channel(face, is_chunked(request))
-        fields = {**_headers(face), "Replay-Generation-Id": feed.generation_id, **(headers or {})}
+        whose = {} if feed.generation_id == CHRONICLE else {"Replay-Generation-Id": feed.generation_id}
+        fields = {**_headers(face), **whose, **(headers or {})}
         retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
         delivery = Delivery(
             channel=channel,

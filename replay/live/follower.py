@@ -119,7 +119,7 @@ class Follower:
             await self.catch_up()
         elif last is not None and not feed.log.holds(last.id):
             feed.invalidate()
-        elif last is not None and last.id == feed.log.last_id:
+        elif (None if last is None else last.id) == feed.log.last_id:
             self._short_since = None
         elif self._short_since is None:
             self._short_since = now  # Valkey lost events; their producer is about to append them again

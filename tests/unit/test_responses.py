@@ -585,7 +585,8 @@ def test_items_of_an_upstream_are_told_apart_without_places_and_states():
         for item in items
     ]
     _, response = played([*added, *written, {"type": "response.completed", "response": {}}])
-    assert (response["status"], response["output"]) == ("completed", items)
+    said = [item | {"arguments": item["name"]} for item in items]
+    assert (response["status"], response["output"]) == ("completed", said)
     calls_told = _folded([told for told in map(as_chunk, [*added, *written]) if told])["tool_calls"]
     assert [each["function"] for each in calls_told] == [{"name": name, "arguments": name} for name in "ab"]
 

@@ -121,9 +121,16 @@ export class ListPage {
 
   #change({ generation_id: id, ...change }) {
     const row = this.#rows.get(id);
-    if (row) this.#update(row, change);
+    if (change.type === "deleted") this.#remove(row);
+    else if (row) this.#update(row, change);
     else this.#add([{ id, ...change }]);
     this.#filter();
+  }
+
+  #remove(row) {
+    if (!row) return;
+    this.#groupOf(row).remove(row);
+    this.#rows.delete(row.id);
   }
 
   #update(row, told) {

@@ -77,7 +77,8 @@ export function followAll(ids, options = {}) {
 }
 
 /**
- * Follow what becomes of all generations: `created`, `first_token`, `ended`, and about once a second their progress.
+ * Follow what becomes of all generations: `created`, `first_token`, `ended`, `deleted`, and about once a second their
+ * progress.
  *
  * @param {object} options
  * @param {(change: object) => void} [options.onChange] one change of one generation's life, and its `cursor`
@@ -89,7 +90,7 @@ export function followAll(ids, options = {}) {
  * @returns {() => void} stops following
  */
 export function followFeed({ onChange, onProgress, onReset, onState, after, base = HERE }) {
-  const names = ["created", "first_token", "ended", "progress", "live", "reset"];
+  const names = ["created", "first_token", "ended", "deleted", "progress", "live", "reset"];
   const hear = (name, data, cursor) => {
     if (name === "live") onState?.("live", {});
     else if (name === "reset") onReset?.();
