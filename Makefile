@@ -47,7 +47,7 @@ programs:
 test: dev programs
 	$(BIN)/pytest -m "not slow"
 
-# Storms, long silences, restarts behind every proxy: what takes more than some ten seconds each.
+# Storms, long silences, restarts behind every proxy, the dashboard, other people's clients: what takes long.
 test-slow: dev programs
 	$(BIN)/pytest -m slow
 

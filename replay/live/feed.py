@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -74,14 +74,16 @@ class Feed:
         self._behind: set[Reader] = set()
         self._segments: dict[tuple[Channel, int], bytes] = {}
         self._changed = asyncio.Event()
-        self._waiting = 0  # requests that wait for something to change
+        self._expecting = 0  # who waits for the next event
+        self._over = asyncio.Event()
+        self._awaiting_end = 0  # who waits for the end
         self._watching = 0  # requests that wait for the whole answer
         self._folded = (0, Transcript())  # how many events are in it
 
     @property
     def in_use(self) -> bool:
         """Whether anybody here follows it or waits for it."""
-        return bool(self._waiting or self.subscribers)
+        return bool(self._expecting or self._awaiting_end or self.subscribers)
 
     @property
     def subscribers(self) -> int:
@@ -235,23 +237,29 @@ class Feed:
 
     async def wait_change(self, seen: int, timeout: float | None) -> bool:
         """Wait until there are more than ``seen`` events; whether there are."""
-        return await self._wait(lambda: len(self.log) > seen, timeout)
-
-    async def wait_end(self, timeout: float | None) -> bool:
-        """Wait until the generation has ended; whether it has."""
-        return await self._wait(lambda: self.log.complete, timeout)
-
-    async def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        self._waiting += 1
+        self._expecting += 1
         try:
             async with asyncio.timeout(timeout):
-                while not condition() and not self.invalid:
+                while len(self.log) <= seen and not self.invalid:
                     await self._changed.wait()
         except TimeoutError:
             return False
         finally:
-            self._waiting -= 1
-        return condition()
+            self._expecting -= 1
+        return len(self.log) > seen
+
+    async def wait_end(self, timeout: float | None) -> bool:
+        """Wait until the generation has ended; whether it has."""
+        self._awaiting_end += 1
+        try:
+            async with asyncio.timeout(timeout):
+                if not self.log.complete and not self.invalid:
+                    await self._over.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._awaiting_end -= 1
+        return self.log.complete
 
     def transcript(self, stop: int) -> Transcript:
         """The transcript of the events before ``stop``; what was folded once is not folded again."""
@@ -263,6 +271,9 @@ class Feed:
         return transcript
 
     def _wake(self) -> None:
-        # Everybody waits on an event of their own time: one who is cancelled takes nobody along.
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if self.log.complete or self.invalid:
+            self._over.set()
+        if self._expecting:
+            # Everybody waits on an event of their own time: one who is cancelled takes nobody along.
+            self._changed.set()
+            self._changed = asyncio.Event()

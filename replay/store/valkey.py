@@ -120,9 +120,10 @@ class ValkeyStore(NodeCalls):
             keys.channel_of(generation_id),
             request,
         ]
-        for event in events:
-            args += b"%d-%d" % event.id, event.entry
-        await self._appends.ready()
+        for event_id, entry in events:
+            args += b"%d-%d" % event_id, entry
+        if not self._appends.up:
+            await self._appends.ready()
         try:
             answer = await self._appends.start_call("EVALSHA", _APPEND_SHA, *args)
         except UnknownScript:  # somebody flushed the scripts; this one is loaded again

@@ -63,6 +63,10 @@ def _with_ids(recording: Recording, start: int, stop: int) -> bytes:
 
 
 def _without_ids(recording: Recording, start: int, stop: int, *, usage: bool) -> bytes:
+    if stop - start == 1 and recording.log.entries[start][0] in _TEXT_ALONE:  # what a live reader gets, mostly
+        renamed = recording.renamed(start)
+        assert renamed is not None, "an entry of text alone always follows a whole chunk"
+        return b"data: %b\n\n" % renamed.chunk(recording.log.entries[start][1:])
     return b"".join(b"data: %b\n\n" % data for _, data in _chunks(recording, start, stop, usage=usage))
 
 

@@ -52,6 +52,8 @@ from support.ports import free_port
 from support.samples import SAMPLES
 from support.upstream import USAGE, Call, Script, generate, play, respond, said, say
 
+pytestmark = pytest.mark.slow  # all of it together takes more than a minute
+
 HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
 

@@ -18,6 +18,8 @@ from support.fault_proxy import FaultProxy
 from support.node import Node
 from support.upstream import Call, ScriptedUpstream, generate
 
+pytestmark = pytest.mark.slow  # all of it together takes more than a minute
+
 MakeNode = Callable[..., Awaitable[Node]]
 Follow = Callable[..., Awaitable[Tab]]
 
