@@ -15,7 +15,17 @@ from replay.http.problems import problem
 LONGEST_LINE = 32 << 10
 
 
+# A connection that is given back waits no longer than this for another request: most readers have what they wanted.
+_IDLE_S = 2.0
+
+
 class _Connection(RequestHandler):
+    asked = False  # something has come on this connection
+
+    def data_received(self, data: bytes) -> None:
+        self.asked = True
+        super().data_received(data)
+
     def successor(self, transport: asyncio.Transport) -> Callable[[], None]:
         """What gives a connection that was taken over back to the server, for the client's next request.
 
@@ -23,16 +33,21 @@ class _Connection(RequestHandler):
         would fail a request that has just been sent.
         """
         server = self._manager
-        assert server is not None
+        assert isinstance(server, _Server)
 
         def give_back() -> None:
             fresh = server()
             transport.set_protocol(fresh)
             transport.set_write_buffer_limits()
             fresh.connection_made(transport)
-            fresh.keep_alive(True)  # closed when it stays idle
+            asyncio.get_running_loop().call_later(_IDLE_S, fresh.close_if_idle)
 
         return give_back
+
+    def close_if_idle(self) -> None:
+        """Close the connection if nobody has asked for anything."""
+        if not self.asked:
+            self.close()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -45,7 +60,7 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> _Connection:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
 

@@ -36,6 +36,8 @@ class Reader(asyncio.Protocol):
         for needle, found in self._needles:
             if self.raw.find(needle, max(0, len(self.raw) - len(data) - len(needle))) >= 0:
                 found.set()
+        if data.endswith(b"0\r\n\r\n") and self.clean:
+            self.gone.set()  # the connection may be used for another request; this one has what it wanted
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.reset = isinstance(exc, ConnectionResetError)
@@ -51,7 +53,7 @@ class Reader(asyncio.Protocol):
         self._needles.remove((needle, found))
 
     async def ended(self, seconds: float = DEADLINE_S) -> None:
-        """Wait until the connection is closed, one way or the other."""
+        """Wait until the response has ended, or the connection is closed."""
         await within("the end of a connection", self.gone.wait(), seconds)
 
     def stop_reading(self) -> None:
