@@ -53,7 +53,7 @@ class Bundles:
             return await self._streaming.come_back(request, SSE)
         if self._streaming.closed or any(feed is not None and feed.invalid for feed in feeds):
             return await self._streaming.come_back(request, SSE)
-        if not any(origin.first or _goes_on(origin) for origin in origins):
+        if not any(map(_goes_on, origins)):
             return web.Response(status=204)
         return self._streaming.bundle(request, origins, cursor)
 
