@@ -25,8 +25,10 @@ from replay.wire import json
 
 log = logging.getLogger(__name__)
 
-_APPEND = resources.files("replay.store").joinpath("append.lua").read_text()
+_SCRIPTS = resources.files("replay.store")
+_APPEND = _SCRIPTS.joinpath("append.lua").read_text()
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
+_ERASE = _SCRIPTS.joinpath("erase.lua").read_text()  # seldom wanted: sent along with each call
 _MOST_RECENT = 100_000  # generations on the list; protects from growing for ever
 
 
@@ -153,9 +155,8 @@ class ValkeyStore(NodeCalls):
         await self._appends.call("XTRIM", keys.events_key(generation_id), "MAXLEN", "~", keep)
 
     async def erase(self, generation_id: str, event_ids: Sequence[EventId]) -> None:
-        """Take events out of a log."""
-        if event_ids:
-            await self._appends.call("XDEL", keys.events_key(generation_id), *map(str, event_ids))
+        """Take events out of a log, but not its last one."""
+        await self._appends.call("EVAL", _ERASE, 1, keys.events_key(generation_id), *map(str, event_ids))
 
     async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
         """Both ends of each log, in one round trip."""

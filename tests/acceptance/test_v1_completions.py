@@ -112,7 +112,9 @@ def under(id, chunks) -> list:
 
 
 def is_usage_alone(chunk) -> bool:
-    return chunk["choices"] == [] and isinstance(chunk.get("usage"), dict)
+    """Whether a chunk counts usage and says nothing: OpenAI sends it without choices, LiteLLM with empty ones."""
+    said = [value for choice in chunk["choices"] for key, value in choice.items() if key != "index" and value]
+    return isinstance(chunk.get("usage"), dict) and not said
 
 
 def assert_error_object(payload, message="", code=None):
