@@ -47,9 +47,13 @@ programs:
 test: dev programs
 	$(BIN)/pytest -m "not slow"
 
-# Storms, long silences, restarts behind every proxy, the dashboard, other people's clients: what takes long.
+# Storms, long silences, restarts behind every proxy, the dashboard, other people's clients: what takes long; and the
+# contract once more, on a service of several workers.
 test-slow: dev programs
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "not slow" --workers 3 tests/acceptance/test_contract_generations.py \
+		tests/acceptance/test_contract_events.py tests/acceptance/test_contract_resuming.py \
+		tests/acceptance/test_contract_idempotency.py tests/acceptance/test_v1_completions.py
 
 bench-storage: dev
 	$(BIN)/python -m tests.benchmarks.storage

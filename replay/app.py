@@ -25,6 +25,7 @@ from replay.http.pages import Pages
 from replay.http.problems import answer_problems
 from replay.http.responses import ResponseCalls
 from replay.http.server import Runner
+from replay.http.siblings import Siblings
 from replay.http.stored import Stored
 from replay.http.streaming import Streaming
 from replay.http.tokens import Tokens
@@ -52,8 +53,9 @@ _BACKLOG = 1024  # a whole room of readers may come back at once
 class App:
     """One node, from the first connection to Valkey to the last reader released."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, siblings: Siblings | None = None) -> None:
         self.settings = settings
+        self._siblings = siblings  # where it is one of several workers
         self.name = "node_" + secrets.token_hex(8)
         self._parts = AsyncExitStack()  # closed in reverse order of building
 
@@ -92,7 +94,10 @@ class App:
         self._streaming = Streaming(self.hub, settings, counters)
         events = Events(self.hub, self._streaming)
         generations = Generations(store, self.hub, chronicle, self.producers, starter, events, settings, node=self.name)
-        ops = Ops(store, self.hub, self.producers, counters)
+        ops = Ops(store, self.hub, self.producers, counters, siblings=self._siblings)
+        if self._siblings is not None:
+            await self._siblings.start(ops.registry)
+            parts.push_async_callback(self._siblings.stop)
         web_app = web.Application(middlewares=[answer_problems], client_max_size=settings.max_body_bytes)
         calls = Calls(store, self.hub, self.producers, starter, upstream, self._streaming, settings)
         openai = (Completions(calls), Stored(calls), Tokens(calls), ResponseCalls(calls))
@@ -119,7 +124,8 @@ class App:
         runner = Runner(web_app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
         await runner.setup()
         self._parts.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)
+        shared = None if self._siblings is None else True  # by default a port is nobody else's
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG, reuse_port=shared)
         try:
             await site.start()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Runs a node until a signal: `replay serve`."""
+"""Runs a node, or several as workers of one service, until a signal: `replay serve`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import asyncio
 import logging
 import resource
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
 
 from replay import config
 from replay.app import App
+from replay.errors import ReplayError
+from replay.http.siblings import Siblings
+from replay.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +37,28 @@ class _FieldFormatter(logging.Formatter):
 def serve(flags: Mapping[str, str | None]) -> int:
     """Run a node with the settings of a command line; the exit code. Raises InvalidSetting."""
     settings = config.load(flags)
-    _log_to_stderr(settings.log_level)
+    _prepare(settings)
+    return uvloop.run(_serve_workers(settings) if settings.workers > 1 else _serve(App(settings), _greet))
+
+
+def _work(settings: config.Settings, shared: Path, number: int, ready: Callable[[str], None]) -> int:
+    """The same in the process of one worker."""
+    _prepare(settings)
+    try:
+        return uvloop.run(_serve(App(settings, Siblings(shared, number)), ready))
+    except ReplayError as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 1
+
+
+def _prepare(settings: config.Settings) -> None:
+    _log_to_stderr(settings.log_level, "" if settings.workers == 1 else "[%(process)d] ")
     _allow_many_connections()
-    return uvloop.run(_serve(settings))
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, who: str) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_FieldFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_FieldFormatter(f"%(asctime)s {who}%(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
     for chatty in ("httpx2", "httpcore2", "openai"):
@@ -58,13 +77,9 @@ def _allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(settings: config.Settings) -> int:
+async def _serve(app: App, ready: Callable[[str], None]) -> int:
     """Run until a signal; the exit code. The first SIGTERM or SIGINT drains, the second stops now."""
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
-    app = App(settings)
+    signals = _signals()
     starting = asyncio.create_task(app.start())
     stopping = asyncio.create_task(signals.get())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -72,7 +87,7 @@ async def _serve(settings: config.Settings) -> int:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         return 0
-    _greet(starting.result())
+    ready(starting.result())
     await stopping
     draining = asyncio.create_task(app.drain())
     again = asyncio.create_task(signals.get())
@@ -85,6 +100,38 @@ async def _serve(settings: config.Settings) -> int:
     await asyncio.gather(draining, return_exceptions=True)
     await app.stop()
     return 1
+
+
+async def _serve_workers(settings: config.Settings) -> int:
+    """Run workers until a signal, which is passed on to them; the exit code."""
+    signals = _signals()
+    workers = Workers(settings, _work)
+    starting = asyncio.create_task(workers.start())
+    stopping = asyncio.create_task(signals.get())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return 0
+    url = starting.result()
+    if url is None:
+        return 1
+    _greet(url)
+    await stopping
+    workers.leave()
+    ending = asyncio.create_task(workers.ended())
+    again = asyncio.create_task(signals.get())
+    await asyncio.wait((ending, again), return_when=asyncio.FIRST_COMPLETED)
+    if not ending.done():
+        workers.leave()
+    return await ending
+
+
+def _signals() -> asyncio.Queue[int]:
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    return signals
 
 
 def _greet(url: str) -> None:

@@ -122,14 +122,24 @@ def _shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyS
     server.destroy()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--workers", type=int, default=1, help="processes of each node that tests share")
+
+
 @pytest.fixture(scope="session")
 def _shared_nodes(
-    tmp_path_factory: pytest.TempPathFactory, _shared_listener: socket.socket, _shared_valkey: ValkeyServer
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    _shared_listener: socket.socket,
+    _shared_valkey: ValkeyServer,
 ) -> Iterator[list[Node]]:
     port = _shared_listener.getsockname()[1]
     world = {"valkey_url": _shared_valkey.url, "upstream_url": f"http://127.0.0.1:{port}/v1"}
     directory = tmp_path_factory.mktemp("shared-nodes")
-    nodes = [Node(directory, **(QUICK | world | {"retry_ms": None})) for _ in range(2)]
+    nodes = [
+        Node(directory, **(QUICK | world | {"retry_ms": None, "workers": request.config.getoption("--workers")}))
+        for _ in range(2)
+    ]
     yield nodes
     for node in nodes:
         _forget(node)

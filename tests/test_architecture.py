@@ -33,9 +33,10 @@ MAY_IMPORT = {
     # What moves events has to read and write them: the producer decodes the upstream, the feed encodes for readers.
     "live": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*"},
     "http": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*", "http", "http.*"},
-    # The only one that names a concrete store and a concrete upstream.
+    # The only one that names a concrete store and a concrete upstream; `workers` keeps the embedded server for all.
     "app": {"errors", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
-    "serve": {"config", "app"},
+    "workers": {"errors", "config", "store.embedded"},
+    "serve": {"errors", "config", "app", "http.siblings", "workers"},
     # A client knows the service by its API, as anybody else's does.
     "client": {"errors", "client.*"},
     "cli": {"errors", "client", "client.*", "cli.*"},
@@ -142,7 +143,7 @@ def test_only_app_names_a_concrete_store_or_upstream():
         module_of(path) for path in FILES if layer_of(path) in ("store", "upstream") and path.name != "__init__.py"
     }
     naming = {layer_of(path) for path in FILES if own_imports(path) & concrete}
-    assert naming - {"store", "upstream"} == {"app"}
+    assert naming - {"store", "upstream"} == {"app", "workers"}
 
 
 def test_port_of_the_store_knows_nothing_but_events():

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from replay.errors import Draining, StoreUnavailable
+from replay.http.siblings import Siblings
 from replay.live.counters import Counters, Histogram
 from replay.live.hub import Hub
 from replay.live.producers import Producers
@@ -24,11 +25,14 @@ _PATIENCE_S = 1.0  # a probe that waits longer than this has its answer
 class Ops:
     """`/healthz`, `/readyz`, `/metrics`, `/openapi.json`."""
 
-    def __init__(self, store: EventStore, hub: Hub, producers: Producers, counters: Counters) -> None:
+    def __init__(
+        self, store: EventStore, hub: Hub, producers: Producers, counters: Counters, *, siblings: Siblings | None
+    ) -> None:
         self._store = store
         self._producers = producers
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_NodeCollector(store, hub, producers, counters))
+        self._siblings = siblings
+        self.registry = CollectorRegistry(auto_describe=False)  # this process's own metrics
+        self.registry.register(_NodeCollector(store, hub, producers, counters))
         self._openapi = resources.files("replay.http").joinpath("openapi.json").read_bytes()
 
     def routes(self) -> list[web.RouteDef]:
@@ -57,7 +61,8 @@ class Ops:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Prometheus' text format."""
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        body = generate_latest(self.registry) if self._siblings is None else await self._siblings.metrics()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The OpenAPI document."""
