@@ -66,4 +66,5 @@ lock: dev
 	$(UV_LOCK) --upgrade --extra dev --output-file deploy/requirements-dev.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules tests/acceptance/.litellm
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules \
+		tests/acceptance/.litellm tests/benchmarks/peers/.python tests/benchmarks/peers/node_modules
