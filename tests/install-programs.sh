@@ -14,6 +14,7 @@ need caddy caddy
 need node nodejs
 need npm npm
 need curl curl
+need cc "gcc libc6-dev"
 
 install_missing() {
     if ! command -v apt-get >/dev/null 2>&1; then
