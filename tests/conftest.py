@@ -8,6 +8,7 @@ costs more than they do; `other_service` is a second node on the same Valkey.
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -120,6 +121,11 @@ def _shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyS
     server.start()
     yield server
     server.destroy()
+
+
+def pytest_configure() -> None:
+    # A shell starts what it runs in the background with Ctrl-C ignored, which every process started from here inherits.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -218,9 +218,7 @@ async def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short pass of the nearest peers")
     size, began = QUICK if parser.parse_args().quick else FULL, time.monotonic()
     await side_by_side(size, 1000, (Nchan, NchanRedis))
-    near = (
-        (AioHttp, SseStarlette) if size is QUICK else tuple(kind for kind in PEERS if kind not in (Nchan, NchanRedis))
-    )
+    near = (NchanRedis, AioHttp, SseStarlette) if size is QUICK else PEERS
     await side_by_side(size, size.peers_at, near)
     await growth(size)
     if size.rates:
