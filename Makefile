@@ -45,7 +45,7 @@ programs:
 	sh tests/install-programs.sh
 
 test: dev programs
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 # Storms, long silences, restarts behind every proxy, the dashboard, other people's clients: what takes long; and the
 # contract once more, on a service of several workers.

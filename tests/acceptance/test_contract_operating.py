@@ -132,6 +132,7 @@ async def test_the_nodes_own_valkey_keeps_what_was_acknowledged_when_the_node_is
     id = (await node.api.start())["id"]
     call = await upstream.called()
     await call.say("shown")
+    await node.api.has(id, 2)
     async with streaming(node.api.events_url(id)) as stream:
         shown = messages(await stream.until(b"event: live"))[:2]
 
