@@ -47,7 +47,7 @@ from replay.upstream.table import UpstreamTable
 log = logging.getLogger(__name__)
 
 _CONNECT_PATIENCE_S = 10.0  # a Valkey that starts beside the node takes a moment
-_BACKLOG = 1024  # a whole room of readers may come back at once
+_BACKLOG = 4096  # a whole room of readers may come back at once; the kernel may allow less
 
 
 class App:

@@ -40,12 +40,7 @@ class Settings:
 
     host: str = _setting("127.0.0.1", "address to listen on; loopback, because the service asks nobody who they are")
     port: int = _setting(8080, "port to listen on; 0 takes a free one", least=0, most=65_535)
-    workers: int = _setting(
-        1,
-        "processes that share the port and the Valkey; one keeps at most one core busy",
-        least=1,
-        most=64,
-    )
+    workers: int = _setting(1, "processes that share the port and the Valkey; one keeps at most one core busy", least=1)
 
     valkey_url: str | None = _setting(
         None, "valkey://, valkeys:// (TLS) or unix:// URL of a Valkey 8.0 or newer; without one the node starts its own"

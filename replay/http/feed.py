@@ -52,6 +52,6 @@ def _place(feed: Feed, cursor: EventId | str | None) -> tuple[int, bool]:
     if cursor is None:
         return len(feed.log), True
     if cursor == FROM_START:
-        return 0, True
+        return feed.log.first, True
     assert isinstance(cursor, EventId)
-    return (cursor.seq + 1, True) if feed.log.holds(cursor) else (0, False)
+    return (cursor.seq + 1, True) if feed.log.holds(cursor) else (feed.log.first, False)

@@ -81,5 +81,4 @@ async def _tell(store: EventStore, feed: Feed) -> None:
     start = feed.start
     await store.bury(feed.generation_id, start.run, ttl_ms=start.ttl_ms)
     await store.notify(start.node, feed.generation_id, list(feed.log.events(len(feed.log) - 1)))
-    await store.unregister(feed.generation_id)
     log.info("generation ended from outside", extra={"generation": feed.generation_id})

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
-from replay.model.event import Event
+from replay.model.event import Event, EventId, Kind
 from replay.model.generation import Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
@@ -247,6 +247,18 @@ class Feed:
         finally:
             self._expecting -= 1
         return len(self.log) > seen
+
+    async def wait_token(self) -> EventId | None:
+        """Wait for the first token; its id, or None when it ends without one."""
+        seen = 0
+        while await self.wait_change(seen, None):
+            for event in self.log.events(seen):
+                if event.kind is Kind.TOKEN:
+                    return event.id
+            seen = len(self.log)
+            if self.log.complete:
+                break
+        return None
 
     async def wait_end(self, timeout: float | None) -> bool:
         """Wait until the generation has ended; whether it has."""

@@ -61,6 +61,10 @@ class Follower:
             self._again = False
             while True:
                 events = await self._store.read(feed.generation_id, after=feed.log.last_id, limit=_PAGE)
+                if await self._was_trimmed(events):
+                    log.info("log was trimmed before it was read", extra={"generation": feed.generation_id})
+                    feed.invalidate()
+                    break
                 try:
                     self._apply(feed.log.whole(events))
                 except Hole as hole:  # the log itself does not go on where the feed ends: it is another one
@@ -70,6 +74,14 @@ class Follower:
                     break
         if feed.log.complete:
             self.close()
+
+    async def _was_trimmed(self, events: Sequence[Event]) -> bool:
+        """Whether a hole before these is not what was taken out of the log, but where the log begins now."""
+        expected = len(self.feed.log)
+        if not events or not self.feed.log.entries or events[0].id.seq <= expected:
+            return False
+        (ends,) = await self._store.ends([self.feed.generation_id])
+        return ends is None or ends.first.id.seq > expected
 
     def _apply(self, events: Sequence[Event]) -> None:
         feed = self.feed
@@ -84,10 +96,10 @@ class Follower:
     def heard(self, events: Sequence[Event]) -> None:
         """A batch from the channel, whether or not the log is being read: it may be gone before that is done."""
         self._quiet_since = asyncio.get_running_loop().time()
-        try:
+        if events and events[0].id.seq > len(self.feed.log):
+            self.start_catch_up()  # what came before them was missed, or is still being read
+        else:
             self._apply(events)
-        except Hole:
-            self.start_catch_up()
         if self.feed.log.complete:
             self.close()
 

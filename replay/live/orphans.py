@@ -2,7 +2,7 @@
 
 Every node looks now and then for live generations whose producer has no lease any more, and appends their
 `end` by the same compare-and-append as everybody: the log is the lock, there is no leader, and who is refused
-leaves it alone.
+leaves it alone. Then its life is told, as far as that was not done.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from replay.model.generation import Status
 from replay.store import EventStore
 
 log = logging.getLogger(__name__)
+
+_TOLD_S = 2.0
 
 
 class Orphans:
@@ -49,7 +51,7 @@ class Orphans:
         for generation_id in suspects:
             try:
                 await self._end(generation_id)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, TimeoutError) as error:
                 log.info("orphan not ended yet", extra={"generation": generation_id, "reason": str(error)})
             except Exception:  # one that cannot be ended must not keep the others from it
                 log.exception("orphan cannot be ended", extra={"generation": generation_id})
@@ -67,8 +69,10 @@ class Orphans:
                 return
             error = NodeLost(f"node {start.node} went away")
             ended = not feed.log.complete
-            await self._producers.end(generation_id, Status.INTERRUPTED, error)
+            feed = await self._producers.end(generation_id, Status.INTERRUPTED, error)
             self._counters.orphans_ended += ended
+            async with asyncio.timeout(_TOLD_S):
+                await self._producers.lives.tell_again(feed)
         except GenerationNotFound:
             log.info("orphan had expired", extra={"generation": generation_id})
             await self._store.unregister(generation_id)

@@ -24,7 +24,7 @@ from replay.errors import (
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
 from replay.live.writer import Fenced, Writer
-from replay.model.event import Entry, Event, EventId
+from replay.model.event import Entry, Event
 from replay.model.generation import End, Status
 from replay.store import EventStore
 from replay.upstream import Api, Call, Upstream
@@ -52,7 +52,6 @@ class Producer:
         upstream: Upstream,
         settings: Settings,
         counters: Counters,
-        on_first_token: Callable[[EventId], None],
         on_refused: Callable[[], Awaitable[None]],
     ) -> None:
         self.feed = feed
@@ -65,12 +64,10 @@ class Producer:
         self._upstream = upstream
         self._settings = settings
         self._counters = counters
-        self._on_first_token = on_first_token
         self._on_refused = on_refused  # awaited before an end without a word of the upstream's
         self._recorder = Recorder(responses=call.api is Api.RESPONSES)
         self.tokens = 0
         self.ttft_ms: int | None = None
-        self.adopted = False  # somebody else has ended it
         self._last_token_ms = 0
         self._ending = False  # the end is put; nothing may follow
         self._foreign: list[Event] = []  # what somebody else appended, as far as we were told
@@ -181,16 +178,14 @@ class Producer:
         event_id = self._writer.put(entry)
         self._counters.events += 1
         if entry[:1] in (Entry.TOKEN, Entry.WHOLE_TOKEN):
-            self._count_token(event_id)
+            self._count_token(event_id.ms)
 
-    def _count_token(self, event_id: EventId) -> None:
-        ms = event_id.ms
+    def _count_token(self, ms: int) -> None:
         self.tokens += 1
         self._counters.tokens += 1
         if self.ttft_ms is None:
             self.ttft_ms = ms - self.feed.log.times[0]
             self._counters.first_token_seconds.add(self.ttft_ms / 1000)
-            self._on_first_token(event_id)
         else:
             self._counters.inter_token_seconds.add((ms - self._last_token_ms) / 1000)
         self._last_token_ms = ms
@@ -236,8 +231,7 @@ class Producer:
                     await self._told.wait()
         if self._fits(self._foreign):
             feed.extend(self._foreign)
-        self.adopted = feed.log.complete
-        if self.adopted:
+        if feed.log.complete:
             log.info("generation was ended by somebody else", extra={"generation": self.generation_id})
         else:
             log.warning("log is not ours any more", extra={"generation": self.generation_id})

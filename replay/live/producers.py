@@ -14,9 +14,10 @@ from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
 from replay.live.hub import Hub
+from replay.live.lives import Lives
 from replay.live.producer import Producer
 from replay.live.writer import Fenced, Writer
-from replay.model.event import Event, EventId
+from replay.model.event import Event
 from replay.model.generation import Status
 from replay.store import EventStore
 from replay.upstream import Call, Upstream
@@ -44,6 +45,7 @@ class Producers:
         node: str,
     ) -> None:
         self.draining = False
+        self.lives = Lives(store, chronicle, self.own)
         self._store = store
         self._hub = hub
         self._upstream = upstream
@@ -82,17 +84,16 @@ class Producers:
             upstream=self._upstream,
             settings=self._settings,
             counters=self._counters,
-            on_first_token=lambda event_id: self._spoke(feed, event_id),
             on_refused=lambda: self._release_claim(feed),
         )
         self._hub.produce(feed)
         self._running[feed.generation_id] = producer
         self._counters.started += 1
         start = feed.start
-        self._chronicle.created(start, feed.log.times[0])
         log.info("generation started", extra={"generation": feed.generation_id, "model": start.model})
         if start.notice:
             log.warning(start.notice, extra={"generation": feed.generation_id})
+        self.lives.begin(feed)
         self.own(self._run(producer))
 
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -109,32 +110,24 @@ class Producers:
             log.error("producing failed", exc_info=error)
 
     async def _run(self, producer: Producer) -> None:
-        watching = asyncio.create_task(self._after_end(producer))
+        feed = producer.feed
+        watching = asyncio.create_task(self._note_end(feed))
         try:
             await producer.run()
         finally:
             watching.cancel()
+            if not feed.log.complete:
+                self.lives.give_up(feed)
             if self._running.get(producer.generation_id) is producer:  # the id may be in use again
                 del self._running[producer.generation_id]
-            self._hub.settle(producer.feed)
+            self._hub.settle(feed)
 
-    def _spoke(self, feed: Feed, first_token: EventId) -> None:
-        self.own(self._tell_first_token(feed, first_token))
-
-    async def _tell_first_token(self, feed: Feed, first_token: EventId) -> None:
-        if await feed.wait_change(first_token.seq, None):
-            self._chronicle.first_token(feed.start, feed.log.times[0], first_token.ms)
-
-    async def _after_end(self, producer: Producer) -> None:
-        """Take an ended generation off the list of live ones."""
-        feed = producer.feed
+    async def _note_end(self, feed: Feed) -> None:
         await feed.wait_end(None)
         if feed.invalid:
             return
         end = decode_end(feed.log.entries[-1])
         self._counters.count_end(end.status.value)
-        if not producer.adopted:
-            self._chronicle.ended(feed.start, feed.log.times[0], feed.log.times[-1], end)
         log.info(
             "generation ended",
             extra={
@@ -144,7 +137,6 @@ class Producers:
                 "error": end.error and end.error["code"],
             },
         )
-        await _until_done(lambda: self._store.unregister(feed.generation_id))
 
     async def _release_claim(self, feed: Feed) -> None:
         """A client of OpenAI's API that is told of a refusal may ask again with the same key."""
@@ -184,7 +176,6 @@ class Producers:
         )
         if closed:
             self._counters.count_end(status.value)
-            self._chronicle.ended(feed.start, feed.log.times[0], feed.log.times[-1], decode_end(feed.log.entries[-1]))
             self.own(self._keep(feed))
         return feed
 
@@ -220,11 +211,11 @@ class Producers:
     async def _delete(self, generation_id: str) -> None:
         feed = await self.end(generation_id, Status.CANCELLED)
         start = feed.start
+        await self._chronicle.take_out(start, feed.log.times[-1])
         if not await self._store.delete(generation_id, run=start.run, idempotency=start.idempotency):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.forget(generation_id)
         self._chronicle.forget(generation_id)
-        await self._chronicle.erase(generation_id, feed.log.times[0], feed.log.times[-1])
 
     def deleted(self, generation_id: str) -> None:
         """A generation was deleted somewhere: do not keep what it said, or what happened to it."""
@@ -261,14 +252,16 @@ class Producers:
                 producer.check()
 
     async def relist(self) -> None:
-        """Valkey was away and may have lost the lists: put on them again what is live or has just ended."""
-        for producer in tuple(self._running.values()):
-            feed = producer.feed
-            if feed.invalid:
-                continue
+        """Valkey was away and may have lost the lists: list and tell again what is live or has just ended."""
+        feeds = [producer.feed for producer in self._running.values() if not producer.feed.invalid]
+        there = [feed for feed in feeds if not await self._was_deleted(feed)]
+        for feed in there:
             await self._store.register(feed.generation_id, node=self._node, created_ms=feed.log.times[0])
-            if feed.log.complete:
-                await self._store.unregister(feed.generation_id)
+        await self.lives.begin_again(there)
+
+    async def _was_deleted(self, feed: Feed) -> bool:
+        gone = await self._store.last(feed.generation_id) is None
+        return gone and await self._store.was_buried(feed.generation_id, feed.start.run)
 
     async def renew(self) -> None:
         """Keep the logs of silent generations from expiring."""
@@ -317,6 +310,7 @@ class Producers:
             for producer in self._running.values():
                 producer.finish(Status.INTERRUPTED, Shutdown("the node was shut down"))
             await self._wait_until_ended(self._settings.store_timeout_s / 2)
+        await self.lives.wait_told(self._settings.store_timeout_s / 2)
 
     async def _wait_until_ended(self, timeout: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout

@@ -110,6 +110,9 @@ class Subscriber(Outlet):
         for _ in range(_SEGMENTS_PER_TURN):
             if self._full or self._transport is None:
                 return
+            if self._next < self._feed.log.first:
+                self.abort()  # what comes next is not kept any more; its reader is told so when it comes back
+                return
             stop = self._reach()
             if self._next >= stop:
                 break

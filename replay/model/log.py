@@ -27,9 +27,10 @@ class Log:
     collection than in reading.
     """
 
-    __slots__ = ("entries", "size", "times", "wholes")
+    __slots__ = ("entries", "first", "size", "times", "wholes")
 
     def __init__(self) -> None:
+        self.first = 0  # the place of the first event that is here
         self.times = array("Q")  # unix ms of each event
         self.entries: list[bytes] = []
         self.wholes = array("L")  # where the whole chunks stand, which are templates to those after them

@@ -11,17 +11,16 @@ ERASED = b"l"  # the entry of an event that is not to be known any more
 
 
 class Tail(Log):
-    """A log of which only the last ``keep`` events, or some more, are here; it never ends.
+    """A log of which only the last ``keep`` events, or up to twice as many, are here; it never ends.
 
     Its length is that of the whole log, so that places and `seq` are the same here too.
     """
 
-    __slots__ = ("_keep", "first")
+    __slots__ = ("_keep",)
 
     def __init__(self, keep: int) -> None:
         super().__init__()
         self._keep = keep
-        self.first = 0  # the seq of the first event that is here
 
     def __len__(self) -> int:
         return self.first + len(self.entries)
@@ -36,7 +35,7 @@ class Tail(Log):
             self.times.append(ms)
             self.entries.append(entry)
         if len(self.entries) > 2 * self._keep:
-            self._drop(len(self.entries) - self._keep)
+            self.forget_before(len(self) - self._keep)
 
     def whole(self, events: Sequence[Event]) -> Sequence[Event]:
         """What the store has behind the last event, with `ERASED` where something was taken out."""
@@ -50,14 +49,20 @@ class Tail(Log):
             expected = event.id.seq + 1
         return filled
 
+    def find(self, mark: bytes) -> list[EventId]:
+        """The ids of the events in whose entry a mark stands."""
+        return [self.event_id(seq) for seq, entry in enumerate(self.entries, self.first) if mark in entry]
+
     def erase(self, mark: bytes) -> bool:
         """Take out every event in whose entry a mark stands; whether there was one."""
-        found = [place for place, entry in enumerate(self.entries) if mark in entry]
-        for place in found:
-            self.entries[place] = ERASED
+        found = self.find(mark)
+        for event_id in found:
+            self.entries[event_id.seq - self.first] = ERASED
         return bool(found)
 
-    def _drop(self, count: int) -> None:
+    def forget_before(self, seq: int) -> None:
+        """Drop what stands before a place, but not the last event."""
+        count = max(0, min(seq - self.first, len(self.entries) - 1))
         del self.times[:count]
         del self.entries[:count]
         self.first += count

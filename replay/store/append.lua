@@ -12,10 +12,21 @@
 -- lost on the way. Otherwise nothing was done, and the log's last id and entry are returned; nothing
 -- (an empty list) when there is no log.
 
+-- Every entry is compared: somebody else's event may have the same id, and a batch of somebody else's the same end.
+local function stands()
+  local there = redis.call('XRANGE', KEYS[1], ARGV[5], '+')
+  for i = 5, #ARGV, 2 do
+    local entry = there[(i - 3) / 2]
+    if not entry or entry[1] ~= ARGV[i] or entry[2][2] ~= ARGV[i + 1] then
+      return false
+    end
+  end
+  return true
+end
+
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if (last and last[1] or '') ~= ARGV[1] then
-  -- The entry is compared too: somebody else's event may have the same id.
-  if last and #ARGV > 4 and last[1] == ARGV[#ARGV - 1] and last[2][2] == ARGV[#ARGV] then
+  if last and #ARGV > 4 and last[1] == ARGV[#ARGV - 1] and stands() then
     return 1
   end
   return last and {last[1], last[2][2]} or {}

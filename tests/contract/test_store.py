@@ -305,6 +305,16 @@ async def test_somebody_elses_event_with_the_same_id_is_not_taken_for_ones_own(s
     assert await log_of(store, "g") == [*events, theirs]
 
 
+async def test_somebody_elses_batch_that_ends_with_the_same_event_is_not_taken_for_ones_own(store):
+    events = await grow(store, "g", "s")
+    theirs = batch("ltheirs", "lsame", after=events[-1])
+    assert await store.append("g", theirs, after=events[-1].id) is None
+    ours = batch("lours", "lsame", after=events[-1])
+    assert ours[-1] == theirs[-1]
+    assert await store.append("g", ours, after=events[-1].id) == Refused(theirs[-1])
+    assert await log_of(store, "g") == [*events, *theirs]
+
+
 # Expiry.
 
 

@@ -185,7 +185,8 @@ async def test_stream_survives_valkey_connections_that_are_cut_again_and_again(
             assert_whole(source.received)
             assert text_of(source.received) == expected
             assert ids(source.received) == await stored_ids(valkey, id)
-            assert [seen.status for seen in source.connections] in ([200], [200, 204])  # the readers never noticed
+            # The readers never noticed; whether they have asked again after the end is a matter of time.
+            assert [seen.status for seen in source.connections] in ([200], [200, 204], [200, None])
     assert valkey_proxy.accepted > 6 * 5
 
 

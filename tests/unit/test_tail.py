@@ -83,6 +83,22 @@ def test_what_is_erased_leaves_its_place_and_nothing_else(first, batches, mark):
     assert not tail.erase(mark)
 
 
+@given(first=_FIRST, batches=_BATCHES, mark=st.sampled_from([b"a", b"b", b"c"]))
+def test_events_with_a_mark_are_found(first, batches, mark):
+    tail, _ = fill(first, batches)
+    assert tail.find(mark) == [event.id for event in tail.events(0) if mark in event.entry]
+
+
+@given(first=_FIRST, batches=_BATCHES, place=_PLACES)
+def test_what_stands_before_a_place_is_forgotten_but_for_the_last_event(first, batches, place):
+    tail, _ = fill(first, batches)
+    before, length, last_id = list(tail.events(0)), len(tail), tail.last_id
+    tail.forget_before(first + place)
+    kept = [event for event in before if event.id.seq >= first + place]
+    assert list(tail.events(0)) == (kept or before[-1:])
+    assert (len(tail), tail.last_id) == (length, last_id)
+
+
 @given(first=_FIRST, batches=_BATCHES, gone=st.sets(st.integers(0, 47)), known=st.integers(0, 48))
 def test_what_the_store_has_lost_in_between_is_filled(first, batches, gone, known):
     # given a log of which a tail has the first part, and of whose rest the store has given some away
