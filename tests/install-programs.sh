@@ -15,6 +15,7 @@ need node nodejs
 need npm npm
 need curl curl
 need cc "gcc libc6-dev"
+need strace strace
 
 install_missing() {
     if ! command -v apt-get >/dev/null 2>&1; then
