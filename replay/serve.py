@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -87,7 +88,11 @@ async def _serve(app: App, ready: Callable[[str], None]) -> int:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         return 0
-    ready(starting.result())
+    url = starting.result()
+    # What is there by now stays: a collection would look through all of it, and everybody would wait.
+    gc.collect()
+    gc.freeze()
+    ready(url)
     await stopping
     draining = asyncio.create_task(app.drain())
     again = asyncio.create_task(signals.get())

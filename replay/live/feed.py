@@ -72,7 +72,9 @@ class Feed:
         self.idle_since: float | None = self.last_written  # loop time at which the last subscriber left
         self._live: dict[Channel, set[Reader]] = {}
         self._behind: set[Reader] = set()
-        self._segments: dict[tuple[Channel, int], bytes] = {}
+        self._segments: dict[
+            tuple[Channel, int], tuple[bytes, int]
+        ] = {}  # by their beginning: the bytes, and their end
         self._changed = asyncio.Event()
         self._expecting = 0  # who waits for the next event
         self._over = asyncio.Event()
@@ -93,7 +95,7 @@ class Feed:
     @property
     def size(self) -> int:
         """About how many bytes of memory it takes."""
-        return self.log.size + sum(map(len, self._segments.values()))
+        return self.log.size + sum(len(data) for data, _ in self._segments.values())
 
     @property
     def start(self) -> Start:
@@ -179,14 +181,13 @@ class Feed:
 
     def segment(self, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
         """Events from ``start`` on, at most to before ``stop``, and where they end."""
-        end = (start // SEGMENT + 1) * SEGMENT
-        if start % SEGMENT or end > stop:
-            end = min(end, stop)
+        end = min((start // SEGMENT + 1) * SEGMENT, stop)
+        if start % SEGMENT:
             return self.frames(channel, start, end), end
-        key = (channel, start)
-        if key not in self._segments:
-            self._segments[key] = self.frames(channel, start, end)
-        return self._segments[key], end
+        segment = self._segments.get((channel, start))
+        if segment is None or segment[1] != end:  # the last one grows
+            segment = self._segments[channel, start] = self.frames(channel, start, end), end
+        return segment
 
     def add(self, subscriber: Reader) -> None:
         """A subscriber that is behind."""
@@ -223,7 +224,6 @@ class Feed:
     def _idle_if_left(self) -> None:
         if self.idle_since is None and not self.subscribers:
             self.idle_since = asyncio.get_running_loop().time()
-            self._segments.clear()
 
     def _all(self) -> list[Reader]:
         return [subscriber for group in (self._behind, *self._live.values()) for subscriber in group]

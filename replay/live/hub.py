@@ -200,6 +200,12 @@ class Hub:
         idle.sort(key=lambda feed: feed.idle_since or 0.0)
         room = self._cache_bytes - sum(feed.size for feed in idle)
         for feed in idle:
+            if room >= 0:
+                break
+            room += feed.size
+            feed.forget_segments()  # before a log that would have to be read again
+            room -= feed.size
+        for feed in idle:
             if feed.invalid or feed.expired or not feed.log.complete or room < 0:
                 room += feed.size
                 self.drop(feed)

@@ -83,7 +83,7 @@ class Node:
             await self._renew()
             await self._producers.relist()
             self._restore = False
-        counts = {feed.generation_id: feed.subscribers for feed in self._hub if feed.subscribers}
+        counts = {feed.generation_id: count for feed in self._hub if (count := feed.subscribers)}
         changes = {name: count for name, count in counts.items() if self._told.get(name) != count}
         changes |= dict.fromkeys(self._told.keys() - counts.keys(), 0)
         if changes:

@@ -258,6 +258,11 @@ class Producer:
         """Compare the log with what was acknowledged, after Valkey was away."""
         self._writer.check()
 
+    @property
+    def renewal_due(self) -> bool:
+        """Whether a silent generation's log has to be kept from expiring."""
+        return self._writer.renewal_due
+
     async def renew(self) -> None:
         """Keep a silent generation's log from expiring."""
         await self._writer.renew()

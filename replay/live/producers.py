@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _QUIET_S = 5.0  # seconds without an append after which a producer compares its log
+_CHECKS_AT_ONCE = 50
+_BETWEEN_CHECKS_S = 0.01
 
 
 class Producers:
@@ -61,6 +63,12 @@ class Producers:
 
     def __len__(self) -> int:
         return sum(not producer.feed.log.complete for producer in self._running.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may be started; counting takes long only where there are many."""
+        most = self._settings.max_generations
+        return len(self._running) >= most and len(self) >= most
 
     def __iter__(self) -> Iterator[Producer]:
         return iter(self._running.values())
@@ -247,9 +255,12 @@ class Producers:
     async def look(self) -> None:
         """Compare the logs of silent producers: a notification may have been missed."""
         patience_s = _QUIET_S if self._store.hears else 1.0
-        for producer in self._running.values():
-            if producer.quiet_for_s > patience_s and not producer.feed.log.complete:
+        quiet = [producer for producer in self._running.values() if producer.quiet_for_s > patience_s]
+        for place, producer in enumerate(quiet, 1):
+            if not producer.feed.log.complete:
                 producer.check()
+            if place % _CHECKS_AT_ONCE == 0:
+                await asyncio.sleep(_BETWEEN_CHECKS_S)  # thousands at once would hold up what is said
 
     async def relist(self) -> None:
         """Valkey was away and may have lost the lists: list and tell again what is live or has just ended."""
@@ -265,7 +276,7 @@ class Producers:
 
     async def renew(self) -> None:
         """Keep the logs of silent generations from expiring."""
-        for producer in tuple(self._running.values()):
+        for producer in [producer for producer in self._running.values() if producer.renewal_due]:
             await producer.renew()
 
     async def abandon(self) -> None:

@@ -83,7 +83,7 @@ class Starter:
         producers = self._producers
         if producers.draining:
             raise Draining("this node is shutting down")
-        if len(producers) >= self._settings.max_generations:
+        if producers.full:
             raise TooManyGenerations(f"this node produces {len(producers)} generations already (--max-generations)")
         return await asyncio.shield(producers.own(self._start(order)))
 

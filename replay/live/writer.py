@@ -104,12 +104,13 @@ class Writer:
 
     async def renew(self) -> None:
         """Push the log's expiry ahead while the upstream is silent; at most every quarter of the ttl."""
-        if self._renewal_due and not self._feed.log.complete:
+        if self.renewal_due and not self._feed.log.complete:
             await self._store.expire(self._feed.generation_id, self._ttl_ms)
             self._renewed = self._loop.time()
 
     @property
-    def _renewal_due(self) -> bool:
+    def renewal_due(self) -> bool:
+        """Whether a quarter of the ttl has passed since it was last set."""
         return self._loop.time() - self._renewed >= self._ttl_ms / 4000
 
     async def run(self) -> None:
@@ -171,7 +172,7 @@ class Writer:
 
     def _ttl_for(self, batch: Sequence[Event]) -> int:
         """The ttl to set with an append: at the end, and whenever it is due."""
-        return self._ttl_ms if (batch and batch[-1].kind is Kind.END) or self._renewal_due else 0
+        return self._ttl_ms if (batch and batch[-1].kind is Kind.END) or self.renewal_due else 0
 
     async def _reconcile(self, last: Event | None, batch: list[Event]) -> list[Event]:
         """Make the log end as the feed does, and return what is left of the batch; raises Fenced."""

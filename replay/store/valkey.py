@@ -148,7 +148,7 @@ class ValkeyStore(NodeCalls):
         """At most ``limit`` events behind ``after``."""
         start = "-" if after is None else f"({after}"
         entries = await self._reads.ask("XRANGE", keys.events_key(generation_id), start, "+", "COUNT", limit)
-        return [keys.parse_event(entry) for entry in entries]
+        return keys.parse_events(entries)
 
     async def trim(self, generation_id: str, keep: int) -> None:
         """Forget the beginning of a log."""

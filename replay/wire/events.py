@@ -6,8 +6,9 @@ read. What belongs to one connection only (`live`, `reset`, `snapshot`) is a `Fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from typing import Any, TypeVar
 
 from replay.model.event import Entry, Event, Kind
@@ -139,25 +140,39 @@ def _carried(chunk: dict[str, Any]) -> dict[str, Any]:
 _OWN = frozenset(("type", "content", "index", "generation_id"))  # an upstream's field must not pass for ours
 
 
+_PLAIN_TOKEN = b'id: %d-%d\nevent: token\ndata: {"type":"token","content":"%b","index":%d}\n\n'
+
+
 def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
     log, blocks = recording.log, []
-    template = None
-    for (ms, seq), entry in log.events(start, stop):
-        kind = entry[0]
-        if kind in _TEXT_ALONE:
-            template = template or recording.template(seq)
-            if kind == _TOKEN and template is not None and template.plain:
-                blocks.append(
-                    b'id: %d-%d\nevent: token\ndata: {"type":"token","content":"%b","index":%d}\n\n'
-                    % (ms, seq, entry[1:], seq)
-                )
-                continue
-        else:
-            template = None
-        event = Event(log.event_id(seq), entry)
-        name = event.kind.value.encode()
-        blocks.append(sse.block(name, event_data(event, template), event_id=b"%d-%d" % (ms, seq)))
+    for seq, end in _runs(log.entries, start, min(stop, len(log))):
+        template = recording.template(seq) if log.entries[seq][0] in _TEXT_ALONE else None
+        if log.entries[seq][0] == _TOKEN and template is not None and template.plain:
+            blocks.append(_plain_tokens(log, seq, end))
+            continue
+        for event in log.events(seq, end):
+            name = event.kind.value.encode()
+            blocks.append(sse.block(name, event_data(event, template), event_id=b"%d-%d" % event.id))
     return b"".join(blocks)
+
+
+def _runs(entries: Sequence[bytes], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The events from ``start`` to before ``stop``, those that follow each other as plain text in one."""
+    while start < stop:
+        end = start + 1
+        if entries[start][0] == _TOKEN:
+            while end < stop and entries[end][0] == _TOKEN:
+                end += 1
+        yield start, end
+        start = end
+
+
+def _plain_tokens(log: Log, start: int, stop: int) -> bytes:
+    """Tokens that are text alone: one format for all of them takes a third of the time."""
+    texts = [entry[1:] for entry in log.entries[start:stop]]
+    places = range(start, stop)
+    values = zip(log.times[start:stop], places, texts, places, strict=True)
+    return _PLAIN_TOKEN * len(texts) % tuple(chain.from_iterable(values))
 
 
 def _as_lines(recording: Recording, start: int, stop: int) -> bytes:
