@@ -1,4 +1,4 @@
-"""Measurements: `python -m tests.benchmarks.<name>` from the top of the repository; each prints a table."""
+"""Measurements, run from the top of the repository: `python -m tests.benchmarks`, and what has a main of its own."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Who waits, who comes late and who comes back: memory of the idle, replays, storms, and the first token.
 
-    python -m tests.benchmarks.coming_late [--quick]
+    python -m tests.benchmarks [--quick] idle_memory late_joiners disturbance storms first_tokens
 
 Where a generation has to be live but quiet, its model server holds it, or is stopped (SIGSTOP) when it has said enough.
 A node that has never seen a generation is a second one on the same Valkey.
@@ -8,7 +8,6 @@ A node that has never seen a generation is a second one on the same Valkey.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any
 from support.api import Api
 
 from tests.benchmarks.fanout import PER_SECOND
-from tests.benchmarks.measuring import Figure, cpu_of, machine, peak_bytes, rss_bytes, spent, table
+from tests.benchmarks.measuring import Figure, cpu_of, peak_bytes, rss_bytes, spent, table
 from tests.benchmarks.peers import AioHttp, DurableStreams, Missing, Nchan, NchanRedis, Peer, ResumableStream
 from tests.benchmarks.peers.peer import http_request
 from tests.benchmarks.programs import Load, LoadMark, Subscribers, get, paced, post
@@ -539,24 +538,3 @@ QUICK = Size(
     storm_peers=(Nchan, NchanRedis),
     first_tokens=100,
 )
-
-
-async def measure(size: Size, names: Sequence[str] = ()) -> None:
-    """Print the tables, or some of them."""
-    for each in TABLES:
-        if not names or each.__name__ in names:
-            await each(size)
-
-
-async def main() -> None:
-    """Measure everything."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.coming_late")
-    parser.add_argument("--quick", action="store_true", help="one short pass, with the nearest peers")
-    parser.add_argument("tables", nargs="*", help=f"some of {', '.join(each.__name__ for each in TABLES)}; else all")
-    arguments, began = parser.parse_args(), time.monotonic()
-    await measure(QUICK if arguments.quick else FULL, arguments.tables)
-    print(f"{machine()}; in {time.monotonic() - began:.0f} s, load average {os.getloadavg()[0]:.1f}")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())

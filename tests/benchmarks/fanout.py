@@ -1,6 +1,6 @@
 """One generation, many readers: what a delivered event costs, how late it is, and how many a core delivers.
 
-    python -m tests.benchmarks.fanout [--quick]
+    python -m tests.benchmarks [--quick] crowd room growth ceilings
 
 Each side is started, gets its subscribers (the load generator's, over loopback), and then events at a steady pace.
 What its processes used meanwhile is divided by the events that arrived.
@@ -8,14 +8,11 @@ What its processes used meanwhile is divided by the events that arrived.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.measuring import Figure, cpu_of, machine, per, spent, table
+from tests.benchmarks.measuring import Figure, cpu_of, per, spent, table
 from tests.benchmarks.peers import PEERS, AioHttp, Missing, Nchan, NchanRedis, SseStarlette
 from tests.benchmarks.programs import Load, LoadEnd, LoadMark, Subscribers, get
 from tests.benchmarks.sides import CHUNKED_EVENT, Foreign, Replay, Sending, Side
@@ -32,12 +29,11 @@ class Size:
     repeats: int
     seconds: float
     crowds: Sequence[int]
-    peers_at: int  # subscribers of the peers that are designed as tutorials have it
     rates: Sequence[int]  # events a second to 1,000 subscribers, for the most deliveries
 
 
-FULL = Size(repeats=3, seconds=4, crowds=(1, 10, 100, 1000, 5000), peers_at=100, rates=(100, 200, 300, 400, 500, 600))
-QUICK = Size(repeats=1, seconds=2, crowds=(100, 1000), peers_at=100, rates=())
+FULL = Size(repeats=3, seconds=4, crowds=(1, 10, 100, 1000, 5000), rates=(100, 200, 300, 400, 500, 600))
+QUICK = Size(repeats=1, seconds=2, crowds=(100, 1000), rates=(200,))
 
 
 @dataclass(frozen=True)
@@ -159,6 +155,16 @@ async def side_by_side(size: Size, subscribers: int, kinds: Sequence[type]) -> N
     print(table(head, rows), flush=True)
 
 
+async def crowd(size: Size) -> None:
+    """The nearest peers with a crowd."""
+    await side_by_side(size, 1000, (Nchan, NchanRedis))
+
+
+async def room(size: Size) -> None:
+    """All peers with as many as those can serve that are designed as tutorials have it."""
+    await side_by_side(size, 100, (NchanRedis, AioHttp, SseStarlette) if size is QUICK else PEERS)
+
+
 async def growth(size: Size) -> None:
     """This service with crowds of all sizes."""
     rows = []
@@ -212,19 +218,4 @@ async def ceilings(size: Size) -> None:
     print(table(head, rows), flush=True)
 
 
-async def main() -> None:
-    """Measure everybody."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fanout")
-    parser.add_argument("--quick", action="store_true", help="one short pass of the nearest peers")
-    size, began = QUICK if parser.parse_args().quick else FULL, time.monotonic()
-    await side_by_side(size, 1000, (Nchan, NchanRedis))
-    near = (NchanRedis, AioHttp, SseStarlette) if size is QUICK else PEERS
-    await side_by_side(size, size.peers_at, near)
-    await growth(size)
-    if size.rates:
-        await ceilings(size)
-    print(f"{machine()}; in {time.monotonic() - began:.0f} s, load average {os.getloadavg()[0]:.1f}")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+TABLES = (crowd, room, growth, ceilings)

@@ -1,6 +1,6 @@
 """Many generations: what recording a token costs, and what its readers add, here and on another node.
 
-    python -m tests.benchmarks.recording [--quick]
+    python -m tests.benchmarks [--quick] recording readers parts following commands
 
 The whole service, as in `fanout.py`: a model server is read, a real Valkey keeps everything. "A token" is a chunk of
 the model server's. CPU is that of the named process, by its scheduler's clock; a mark is what the figure should keep.
@@ -8,7 +8,6 @@ the model server's. CPU is that of the named process, by its scheduler's clock; 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 import libvalkey
 from support.valkey import ValkeyServer
 
-from tests.benchmarks.measuring import Figure, cpu_of, cpu_s, machine, per, spent, table
+from tests.benchmarks.measuring import Figure, cpu_of, cpu_s, per, spent, table
 from tests.benchmarks.programs import Latency, Load, LoadEnd, Subscribers, get
 from tests.benchmarks.sides import Replay
 
@@ -578,23 +577,3 @@ async def commands(size: Size) -> None:
 
 
 TABLES = (recording, readers, parts, following, commands)
-
-
-async def main() -> None:
-    """Measure all of it, or what is named."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.recording")
-    parser.add_argument("--quick", action="store_true", help="one short pass")
-    names: Mapping[str, object] = {each.__name__: each for each in TABLES}
-    parser.add_argument("tables", nargs="*", metavar="table", help=f"some of: {', '.join(names)}")
-    given = parser.parse_args()
-    if unknown := set(given.tables) - names.keys():
-        parser.error(f"no such table: {', '.join(unknown)}")
-    size, began = QUICK if given.quick else FULL, time.monotonic()
-    for measure in TABLES:
-        if not given.tables or measure.__name__ in given.tables:
-            await measure(size)
-    print(f"{machine()}; in {time.monotonic() - began:.0f} s, load average {os.getloadavg()[0]:.1f}")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())

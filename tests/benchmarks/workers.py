@@ -1,6 +1,6 @@
 """What a second core brings: `replay serve --workers N`.
 
-    python -m tests.benchmarks.workers [--quick]
+    python -m tests.benchmarks [--quick] deliveries recordings
 
 The rate is raised until what is due does not come in time any more. The load generator, the model server and Valkey run
 on the same machine and need their parts of its cores, and so does whatever else runs there, which is said beside each
@@ -10,7 +10,6 @@ more events at once, which costs less each: events by CPU are no measure of what
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import time
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.measuring import cpu_of, machine, spent, table
+from tests.benchmarks.measuring import cpu_of, spent, table
 from tests.benchmarks.programs import Load, Subscribers, paced
 from tests.benchmarks.sides import Replay
 
@@ -197,20 +196,4 @@ async def recordings(size: Size) -> None:
     print(table(_HEAD, rows), flush=True)
 
 
-async def measure(size: Size) -> None:
-    """Print both tables."""
-    await deliveries(size)
-    await recordings(size)
-
-
-async def main() -> None:
-    """Measure both."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.workers")
-    parser.add_argument("--quick", action="store_true", help="two short steps of each")
-    size, began = QUICK if parser.parse_args().quick else FULL, time.monotonic()
-    await measure(size)
-    print(f"{machine()}; in {time.monotonic() - began:.0f} s, load average {os.getloadavg()[0]:.1f}")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+TABLES = (deliveries, recordings)
