@@ -493,7 +493,7 @@ async def following(size: Size) -> None:
     """What a reader on another node costs, by how many generations are followed at the same total rate."""
     tokens, seconds = [], []
     for generations in size.followed:
-        runs = [await followed(generations, size) for _ in range(size.repeats)]
+        runs = [await followed(generations, size)]  # once: half a minute each
         tokens.append([
             f"{generations}",
             f"{size.followed_per_second / generations:g}",

@@ -38,7 +38,7 @@ class Size:
     generations: Sequence[int]  # that are recorded at once
 
 
-FULL = Size((1, 2), 4, (200, 500, 1000, 2000, 4000), (200, 400, 600, 800, 1000, 1200))
+FULL = Size((1, 2), 4, (200, 1000, 4000), (200, 400, 800, 1200))
 QUICK = Size((1, 2), 2, (200, 400), (400, 800))
 
 
