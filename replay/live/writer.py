@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _PENDING_OVERHEAD = 256  # bytes that a pending event takes beside its entry
 _LONGEST_PAUSE_S = 5.0
+_LONG_S = 0.002  # in which no other generation of this node has moved
 _REFUSED_PAUSE_S = 0.25  # before asking a full or read-only Valkey again
 
 
@@ -68,6 +69,7 @@ class Writer:
         self._room.set()
         self._renewed = self._settled = self._loop.time()
         self._down_since: float | None = None
+        self._shown_in_s = 0.0  # how long the last batch took to be written to its readers
 
     @property
     def last_id(self) -> EventId | None:
@@ -118,6 +120,9 @@ class Writer:
         while not self._feed.log.complete:
             await self._work.wait()
             await self._settle_pending()
+            if self._shown_in_s > _LONG_S:
+                # Thousands of readers: as much time for everybody else, and then one write for what came meanwhile.
+                await asyncio.sleep(self._shown_in_s)
 
     async def keep(self) -> None:
         """Stand ready to repair an ended log for a while; raises Fenced."""
@@ -168,7 +173,9 @@ class Writer:
         if self._pending_bytes <= self._max_pending_bytes:
             self._room.set()
         if events:
+            began = time.perf_counter()
             self._feed.extend(events)  # acknowledged: only now may anyone see them
+            self._shown_in_s = time.perf_counter() - began
 
     def _ttl_for(self, batch: Sequence[Event]) -> int:
         """The ttl to set with an append: at the end, and whenever it is due."""
