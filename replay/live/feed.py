@@ -72,9 +72,7 @@ class Feed:
         self.idle_since: float | None = self.last_written  # loop time at which the last subscriber left
         self._live: dict[Channel, set[Reader]] = {}
         self._behind: set[Reader] = set()
-        self._segments: dict[
-            tuple[Channel, int], tuple[bytes, int]
-        ] = {}  # by their beginning: the bytes, and their end
+        self._segments: dict[tuple[Channel, int], tuple[bytes, int]] = {}  # by beginning: the bytes, and where they end
         self._changed = asyncio.Event()
         self._expecting = 0  # who waits for the next event
         self._over = asyncio.Event()

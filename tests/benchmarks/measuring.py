@@ -87,11 +87,15 @@ def valkey_version() -> str:
     return found[1] if found else said
 
 
-def machine() -> str:
+def processor() -> str:
     """What it ran on."""
     found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    processor = found[1] if found else platform.machine()
+    return f"{os.cpu_count()} x {found[1] if found else platform.machine()}"
+
+
+def machine() -> str:
+    """That, with its software and the date."""
     return (
         f"Python {platform.python_version()}, Valkey {valkey_version()}, Linux {platform.release()}, "
-        f"{os.cpu_count()} x {processor}, {time.strftime('%d %B %Y')}"
+        f"{processor()}, {time.strftime('%d %B %Y')}"
     )
