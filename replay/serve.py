@@ -8,8 +8,9 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
@@ -21,6 +22,8 @@ from replay.http.siblings import Siblings
 from replay.workers import Workers
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -81,12 +84,9 @@ def _allow_many_connections() -> None:
 async def _serve(app: App, ready: Callable[[str], None]) -> int:
     """Run until a signal; the exit code. The first SIGTERM or SIGINT drains, the second stops now."""
     signals = _signals()
-    starting = asyncio.create_task(app.start())
     stopping = asyncio.create_task(signals.get())
-    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+    starting = await _started_unless(stopping, app.start())
+    if starting is None:
         return 0
     url = starting.result()
     # What is there by now stays: a collection would look through all of it, and everybody would wait.
@@ -111,12 +111,9 @@ async def _serve_workers(settings: config.Settings) -> int:
     """Run workers until a signal, which is passed on to them; the exit code."""
     signals = _signals()
     workers = Workers(settings, _work)
-    starting = asyncio.create_task(workers.start())
     stopping = asyncio.create_task(signals.get())
-    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+    starting = await _started_unless(stopping, workers.start())
+    if starting is None:
         return 0
     url = starting.result()
     if url is None:
@@ -130,6 +127,17 @@ async def _serve_workers(settings: config.Settings) -> int:
     if not ending.done():
         workers.leave()
     return await ending
+
+
+async def _started_unless(stopping: asyncio.Task[int], start: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
+    """Start something, whose task is done then; None when a signal came first and it was given up."""
+    starting = asyncio.create_task(start)
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        return starting
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    return None
 
 
 def _signals() -> asyncio.Queue[int]:
