@@ -30,7 +30,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         return serve(vars(arguments))
     except ReplayError as error:
-        print(f"replay: {error}", file=sys.stderr)
+        print(f"replay: {error.in_full}", file=sys.stderr)
         return 1
 
 

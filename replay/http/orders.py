@@ -75,8 +75,10 @@ async def _read(request: web.Request, settings: Settings) -> bytes:
             return await request.read()
     except TimeoutError:
         raise RequestTimeout(f"body: expected within {settings.request_timeout_s:g} s") from None
-    except HttpProcessingError as error:
-        raise InvalidRequest(f"body: {error.message}") from error
+    except (HttpProcessingError, web.RequestPayloadError) as error:
+        raise InvalidRequest(
+            "body: expected it to be in the encodings and of the length that its headers name"
+        ) from error
 
 
 async def read_object(request: web.Request, settings: Settings) -> dict[str, Any]:
@@ -111,7 +113,11 @@ def credentials_of(request: web.Request, settings: Settings) -> dict[str, str] |
     """The caller's own credentials where those are passed on; None where the service has its own."""
     if settings.upstream_credentials == "own":
         return None
-    return {name: request.headers[name] for name in CREDENTIALS if name in request.headers}
+    credentials = {name: request.headers[name] for name in CREDENTIALS if name in request.headers}
+    for name, value in credentials.items():
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidRequest(f"{name}: expected printable ASCII")
+    return credentials
 
 
 def _seconds(options: dict[str, Any], name: str, *, least: float, most: float) -> float | None:

@@ -18,8 +18,10 @@ from replay.errors import (
     Refusal,
     ReplayError,
     UpstreamError,
+    unexpected,
 )
 from replay.wire import json
+from replay.wire.refusals import openai_type
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +48,11 @@ def openai_error(status: int, message: str, type: str, code: object, param: obje
     return response
 
 
-def _type_of(status: int) -> str:
-    """OpenAI's word for a kind of error."""
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return "rate_limit_error"
-    return "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-
-
 def _answer_to(request: web.Request, status: int, title: str, detail: str, code: str) -> web.Response:
     """The error in the shape that the caller of this path expects."""
     if not _is_openai(request):
         return problem(status, title, detail, code)
-    return openai_error(status, detail, _type_of(status), code)
+    return openai_error(status, detail, openai_type(status), code)
 
 
 def _is_openai(request: web.Request) -> bool:
@@ -83,18 +78,16 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except ReplayError as error:
         return _answer_to_error(request, error)
-    except web.HTTPRequestEntityTooLarge as error:
-        return _answer_to_error(request, BodyTooLarge(error.text or "the body is too large"))
+    except web.HTTPRequestEntityTooLarge:
+        return _answer_to_error(request, BodyTooLarge("body: expected less (--max-body-bytes)"))
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
         return _answer_to_http(request, error)
     except ConnectionResetError:
         raise
-    except Exception:
-        log.exception("request failed", extra={"method": request.method, "path": request.path})
-        title = "Something went wrong inside the service."
-        return _answer_to(request, ReplayError.status, title, "see the log", ReplayError.code)
+    except Exception as bug:
+        return _answer_to_error(request, unexpected(log, bug, method=request.method, path=request.path))
 
 
 def refused(refusal: Refusal) -> web.Response:
@@ -108,6 +101,8 @@ def refused(refusal: Refusal) -> web.Response:
 
 
 def _answer_to_error(request: web.Request, error: ReplayError) -> web.Response:
+    if isinstance(error, UpstreamError):
+        log.info("upstream failed", extra={"path": request.path, "reason": error.in_full})
     if isinstance(error, UpstreamError) and error.refusal is not None and _is_openai(request):
         return refused(error.refusal)
     response = _answer_to(request, error.status, error.title, str(error) or error.title, error.code)

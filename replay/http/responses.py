@@ -21,6 +21,7 @@ from replay.live.feed import Feed
 from replay.model.generation import is_generation_id
 from replay.upstream import Api
 from replay.wire import json
+from replay.wire.kept_request import without_keys
 from replay.wire.responses import REPEATED
 from replay.wire.responses_face import RESPONSES, ResponseView
 
@@ -65,7 +66,7 @@ class ResponseCalls:
 
     def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the response repeats of its request; it stands in the log, so what is bulky or not to be kept is not."""
-        repeated = {name: body[name] for name in REPEATED if name in body}
+        repeated = without_keys({name: body[name] for name in REPEATED if name in body})
         if body.get("store") is False or len(json.dumps(repeated)) > self._calls.settings.max_metadata_bytes:
             return {name: value for name, value in repeated.items() if name not in _BULKY}
         return repeated

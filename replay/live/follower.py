@@ -159,6 +159,6 @@ class Follower:
 def _note_failure(reading: asyncio.Task[None]) -> None:
     error = None if reading.cancelled() else reading.exception()
     if isinstance(error, StoreUnavailable):
-        log.info("catch-up failed", extra={"reason": str(error)})
+        log.info("catch-up failed", extra={"reason": error.in_full})
     elif error is not None:
         log.error("catch-up failed", exc_info=error)

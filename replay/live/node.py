@@ -112,7 +112,7 @@ class Node:
         try:
             await self._store.end_lease(self.name)
         except StoreUnavailable as error:
-            log.info("lease not given up", extra={"reason": str(error)})
+            log.info("lease not given up", extra={"reason": error.in_full})
 
 
 async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
@@ -122,7 +122,7 @@ async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         try:
             await action()
         except StoreUnavailable as error:
-            log.debug("postponed", extra={"action": action.__qualname__, "reason": str(error)})
+            log.debug("postponed", extra={"action": action.__qualname__, "reason": error.in_full})
             pause = min(seconds, _RETRY_S)
         except Exception:
             log.exception("periodic work failed", extra={"action": action.__qualname__})

@@ -52,7 +52,8 @@ class Orphans:
             try:
                 await self._end(generation_id)
             except (StoreUnavailable, TimeoutError) as error:
-                log.info("orphan not ended yet", extra={"generation": generation_id, "reason": str(error)})
+                reason = error.in_full if isinstance(error, StoreUnavailable) else "it takes too long"
+                log.info("orphan not ended yet", extra={"generation": generation_id, "reason": reason})
             except Exception:  # one that cannot be ended must not keep the others from it
                 log.exception("orphan cannot be ended", extra={"generation": generation_id})
 

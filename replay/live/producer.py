@@ -18,18 +18,21 @@ from replay.errors import (
     ReplayError,
     StoreUnavailable,
     UpstreamError,
+    UpstreamInvalid,
     UpstreamTimeout,
     UpstreamTruncated,
+    unexpected,
 )
 from replay.live.counters import Counters
 from replay.live.feed import Feed, now_ms
 from replay.live.writer import Fenced, Writer
 from replay.model.event import Entry, Event
 from replay.model.generation import End, Status
+from replay.redaction import Redaction
 from replay.store import EventStore
 from replay.upstream import Api, Call, Upstream
 from replay.wire.events import encode_end
-from replay.wire.openai import Recorder
+from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class Producer:
         upstream: Upstream,
         settings: Settings,
         counters: Counters,
+        redaction: Redaction,
         on_refused: Callable[[], Awaitable[None]],
     ) -> None:
         self.feed = feed
@@ -65,7 +69,8 @@ class Producer:
         self._settings = settings
         self._counters = counters
         self._on_refused = on_refused  # awaited before an end without a word of the upstream's
-        self._recorder = Recorder(responses=call.api is Api.RESPONSES)
+        self._redaction = redaction
+        self._recorder = Recorder(responses=call.api is Api.RESPONSES, redaction=redaction)
         self.tokens = 0
         self.ttft_ms: int | None = None
         self._last_token_ms = 0
@@ -127,16 +132,24 @@ class Producer:
         try:
             await self._record_stream(call, decoder)
             error = self._recorder.verdict(foreign=decoder.foreign)
-        except (UpstreamTruncated, UpstreamTimeout, TimeoutError) as cut:
-            error = self._recorder.verdict(foreign=decoder.foreign) and _as_error(cut)
+        except (UpstreamTruncated, UpstreamTimeout, UpstreamInvalid, TimeoutError) as cut:
+            error = self._recorder.verdict(foreign=decoder.foreign) and self._broken(cut)
         except ReplayError as failure:
             error = failure
         except Exception as bug:
-            log.exception("recording failed", extra={"generation": self.generation_id})
-            error = ReplayError(f"recording failed: {bug!r}")
-        if error is not None and self._writer.last_id == self.feed.log.event_id(0):
-            await self._on_refused()
+            error = unexpected(log, bug, generation=self.generation_id)
+        if error is not None:
+            log.info("upstream failed", extra={"generation": self.generation_id, "reason": error.in_full})
+            if self._writer.last_id == self.feed.log.event_id(0):
+                await self._on_refused()
         self.finish(Status.COMPLETED if error is None else Status.FAILED, error)
+
+    def _broken(self, cut: Exception) -> ReplayError:
+        """The error of a stream that broke, with how far it came where it was cut."""
+        if not isinstance(cut, UpstreamTruncated):
+            return cut if isinstance(cut, ReplayError) else UpstreamTruncated("the upstream's stream did not end")
+        came = f"after {self.tokens} token{'s' * (self.tokens != 1)}" if self.tokens else "before the first token"
+        return UpstreamTruncated(f"{cut} {came}", aside=cut.aside)
 
     async def _record_stream(self, call: Call, decoder: Decoder) -> None:
         loop = asyncio.get_running_loop()
@@ -203,7 +216,7 @@ class Producer:
             status=status,
             finish_reason=self._recorder.finish_reason,
             usage=self._recorder.usage,
-            error=_described(error),
+            error=self._described(error),
             total_tokens=self.tokens,
             ttft_ms=self.ttft_ms,
             duration_ms=ended_ms - started_ms,
@@ -212,6 +225,14 @@ class Producer:
         self._writer.put(encode_end(end), ms=ended_ms)
         if self._reading is not asyncio.current_task() and self._reading is not None:
             self._reading.cancel()
+
+    def _described(self, error: ReplayError | None) -> dict[str, Any] | None:
+        if error is None:
+            return None
+        described: dict[str, Any] = {"code": error.code, "message": self._redaction.text(str(error))}
+        if isinstance(error, UpstreamError) and error.details:
+            described["upstream"] = self._redaction.value(error.details)
+        return described
 
     def _outlast(self) -> None:
         outage_s = self._settings.store_outage_s
@@ -266,16 +287,3 @@ class Producer:
     async def renew(self) -> None:
         """Keep a silent generation's log from expiring."""
         await self._writer.renew()
-
-
-def _as_error(cut: Exception) -> ReplayError:
-    return cut if isinstance(cut, ReplayError) else UpstreamTruncated("the upstream's stream did not end")
-
-
-def _described(error: ReplayError | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    described: dict[str, Any] = {"code": error.code, "message": str(error)}
-    if isinstance(error, UpstreamError) and error.details:
-        described["upstream"] = error.details
-    return described

@@ -19,6 +19,7 @@ from replay.live.producer import Producer
 from replay.live.writer import Fenced, Writer
 from replay.model.event import Event
 from replay.model.generation import Status
+from replay.redaction import Redaction
 from replay.store import EventStore
 from replay.upstream import Call, Upstream
 from replay.wire.events import decode_end
@@ -45,6 +46,7 @@ class Producers:
         counters: Counters,
         *,
         node: str,
+        redaction: Redaction,
     ) -> None:
         self.draining = False
         self.lives = Lives(store, chronicle, self.own)
@@ -55,6 +57,7 @@ class Producers:
         self._counters = counters
         self._chronicle = chronicle
         self._node = node
+        self._redaction = redaction
         self._running: dict[str, Producer] = {}
         self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -92,6 +95,7 @@ class Producers:
             upstream=self._upstream,
             settings=self._settings,
             counters=self._counters,
+            redaction=self._redaction.beside(call.secrets),
             on_refused=lambda: self._release_claim(feed),
         )
         self._hub.produce(feed)

@@ -21,6 +21,7 @@ from replay.store import EventStore
 from replay.upstream import Api, Call, Upstream
 from replay.wire import json
 from replay.wire.events import decode_start, encode_end, encode_start
+from replay.wire.kept_request import without_keys
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class Starter:
             # OpenAI's clients try again by themselves.
             retries=self._settings.upstream_retries if order.api is None else 0,
         )
-        kept = json.dumps(request) if order.keep_request else b""
+        kept = json.dumps(without_keys(request)) if order.keep_request else b""
         opening = _Opening(start, kept if len(kept) <= self._settings.max_kept_request_bytes else b"")
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())

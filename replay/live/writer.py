@@ -201,7 +201,7 @@ class Writer:
         """Wait until another try is worth it."""
         if self._down_since is None:
             self._down_since = self._loop.time()
-            log.warning("append failed", extra={"generation": self._feed.generation_id, "reason": str(error)})
+            log.warning("append failed", extra={"generation": self._feed.generation_id, "reason": error.in_full})
         left = self._outage_s - self._away_for_s
         if left <= 0:
             self._on_outage()

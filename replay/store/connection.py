@@ -46,8 +46,11 @@ class Address:
         """Read a valkey://, valkeys:// (also redis://, rediss://) or unix:// URL; raises InvalidSetting."""
         try:
             parts: dict[str, Any] = dict(parse_url(url))
-        except ValueError as error:
-            raise InvalidSetting(f"--valkey-url: {error}") from error
+        except ValueError as error:  # its text may be a part of the password
+            raise InvalidSetting(
+                "--valkey-url: expected valkey://[user:password@]host[:port][/database], valkeys://… or unix://…; a "
+                "user and a password are percent-encoded"
+            ) from error
         kind = parts.pop("connection_class", None)
         return cls(
             host=parts.get("host", "localhost"),
@@ -91,7 +94,7 @@ class Link:
         self._changed = asyncio.Event()  # set, and replaced, whenever the link goes up
         self._down_since: float | None = None
         self._up_since = 0.0
-        self.problem: StoreUnavailable = StoreUnavailable(f"not connected to Valkey at {address} yet")
+        self.problem: StoreUnavailable = StoreUnavailable("Valkey is not connected yet", aside=str(address))
         self.connects = 0
 
     @property
@@ -149,7 +152,7 @@ class Link:
             self._wire.push(*args)
 
     def _why(self) -> StoreUnavailable:
-        return type(self.problem)(str(self.problem))
+        return _again(self.problem)
 
     async def run(self) -> None:
         """Keep connected until cancelled."""
@@ -168,7 +171,7 @@ class Link:
                 self._wire = None
                 self._down_since = asyncio.get_running_loop().time()
                 wire.abort()
-            self.problem = StoreUnavailable(f"the connection to Valkey at {self._address} was lost")
+            self.problem = StoreUnavailable("the connection to Valkey was lost", aside=str(self._address))
             log.warning("valkey connection lost", extra={"address": str(self._address), "link": self._name})
             if self._down_since - self._up_since > _LONGEST_PAUSE_S:
                 pause = 0.0
@@ -233,13 +236,18 @@ class Link:
 
     def _report(self, error: Exception) -> None:
         if isinstance(error, StoreUnavailable):
-            problem = type(error)(str(error))
+            problem = _again(error)
         else:
             reason = str(error) or "it does not answer"
-            problem = StoreUnavailable(f"cannot reach Valkey at {self._address} (--valkey-url): {reason}")
-        if str(problem) != str(self.problem):
-            log.warning("valkey unavailable", extra={"link": self._name, "reason": str(problem)})
+            problem = StoreUnavailable("Valkey cannot be reached", aside=f"--valkey-url, at {self._address}: {reason}")
+        if problem.in_full != self.problem.in_full:
+            log.warning("valkey unavailable", extra={"link": self._name, "reason": problem.in_full})
         self.problem = problem
+
+
+def _again(error: StoreUnavailable) -> StoreUnavailable:
+    """The same error for somebody else: an exception that is raised twice has two tracebacks in one."""
+    return type(error)(str(error), aside=error.aside)
 
 
 def _read_error(reply: asyncio.Future[Any]) -> None:

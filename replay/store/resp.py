@@ -25,6 +25,12 @@ _REFUSALS = {
     "NOAUTH": "Valkey asks for a password: put it into --valkey-url",
     "WRONGPASS": "Valkey refuses the user or the password in --valkey-url",
     "NOPERM": "Valkey's ACL does not let the user in --valkey-url do this",
+    "NOSCRIPT": "Valkey does not know the script",
+    "LOADING": "Valkey is still reading its file",
+    "MASTERDOWN": "Valkey is a replica that has lost its primary",
+    "CLUSTERDOWN": "the Valkey cluster is down",
+    "TRYAGAIN": "the Valkey cluster is moving a slot",
+    "BUSY": "Valkey is busy with a script",
     "MOVED": "Valkey is a cluster node: --valkey-url has to name a server that holds all slots",
 }
 
@@ -39,6 +45,10 @@ class ReadOnly(StoreRefused):
 
 class UnknownScript(StoreUnavailable):
     """Valkey does not know the script; nothing was done."""
+
+
+_NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
+_KINDS = {"NOSCRIPT": UnknownScript, "READONLY": ReadOnly, **dict.fromkeys(_NOT_NOW, StoreUnavailable)}
 
 
 class Wire(asyncio.Protocol):
@@ -64,7 +74,7 @@ class Wire(asyncio.Protocol):
         kind = StoreUnavailable if self._given_up else ConnectionLost
         for reply in self._replies:
             if not reply.done():
-                reply.set_exception(kind(f"the connection to Valkey was lost: {exc or 'closed'}"))
+                reply.set_exception(kind("the connection to Valkey was lost", aside=str(exc or "closed")))
                 reply.exception()  # seen: whoever made the call may be gone
         self._replies.clear()
         if not self.lost.done():
@@ -136,12 +146,5 @@ class Wire(asyncio.Protocol):
 
 def _translate(message: str) -> StoreUnavailable:
     word = message.split(" ", 1)[0]
-    if word == "NOSCRIPT":
-        return UnknownScript(message)
-    if word == "READONLY":
-        return ReadOnly(f"{_REFUSALS[word]} ({message})")
-    if word in _REFUSALS:
-        return StoreRefused(f"{_REFUSALS[word]} ({message})")
-    if word in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"):
-        return StoreUnavailable(message)
-    return StoreRefused(message)
+    kind = _KINDS.get(word, StoreRefused)
+    return kind(_REFUSALS.get(word, "Valkey does not do what it is asked; this node's log says why"), aside=message)

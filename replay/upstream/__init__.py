@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from replay.redaction import secrets_in_headers
+from replay.wire.kept_request import keys_in
+
 # The headers by which a caller is known to OpenAI and to Azure.
 CREDENTIALS = ("Authorization", "OpenAI-Organization", "OpenAI-Project", "api-key")
 
@@ -28,6 +31,11 @@ class Call:
     body: dict[str, Any]  # names a model
     credentials: Mapping[str, str] | None = field(default=None, repr=False)  # headers; None: the service's own
     retries: int = 0  # further tries before the first byte
+
+    @property
+    def secrets(self) -> set[str]:
+        """What the caller has brought that nobody else may be told."""
+        return secrets_in_headers((self.credentials or {}).values()) | keys_in(self.body)
 
 
 class Upstream(Protocol):

@@ -1230,6 +1230,8 @@ async def traces(valkey: ValkeyServer, id: str) -> list[str]:
     async with valkey.client() as client:
         async for key in client.scan_iter(count=1000):
             kind = (await client.type(key)).decode()
+            if kind == "none":  # it has gone since it was listed
+                continue
             value: Any = {
                 "string": lambda key=key: client.get(key),
                 "stream": lambda key=key: client.xrange(key),

@@ -71,7 +71,7 @@ SAID = [
     *("12-logprobs", "30-raw-U2028-and-DONE-in-text", "40-azure-first-chunk", "42-crlf"),
     *("44-continuous-usage", "47-empty-delta-and-null-delta", "49-vllm-finish-with-content"),
 ]
-REFUSED = ["23-status500-with-sse-body", "25-429-retry-after", "28-400-openai-error"]
+REFUSED = ["25-429-retry-after", "28-400-openai-error"]
 LEGACY = ["05-completions-text", "14-keepalive-comments"]
 
 
@@ -716,7 +716,7 @@ async def test_the_messages_of_a_completion_are_those_of_its_request(ask, servic
 async def test_a_refusal_keeps_the_upstreams_status_headers_and_body(ask, service, upstream, name, stream):
     sample = SAMPLES[name]
     upstream.script = play(sample)
-    expected = {400: BadRequestError, 429: RateLimitError, 500: InternalServerError}[sample.status]
+    expected = {400: BadRequestError, 429: RateLimitError}[sample.status]
     with pytest.raises(expected) as raised:
         await within("a refusal", ask(service.url, "chat.completions.create", **CHAT, stream=stream), AT_ONCE_S)
     error: APIStatusError = raised.value
@@ -726,6 +726,17 @@ async def test_a_refusal_keeps_the_upstreams_status_headers_and_body(ask, servic
     if sample.headers["content-type"].startswith("application/json"):
         told = json.loads(sample.body)["error"]
         assert (error.body, error.code, error.type) == (told, str(told["code"]), told["type"])
+
+
+@every_sdk
+@streamed_or_not
+async def test_a_refusal_in_the_shape_of_a_stream_is_an_error_with_the_upstreams_words(ask, service, upstream, stream):
+    sample = SAMPLES["23-status500-with-sse-body"]
+    upstream.script = play(sample)
+    with pytest.raises(InternalServerError) as raised:
+        await within("a refusal", ask(service.url, "chat.completions.create", **CHAT, stream=stream), AT_ONCE_S)
+    told = sample.payloads[0]["error"]
+    assert (raised.value.body["message"], raised.value.code) == (told["message"], told["code"])
 
 
 async def test_it_is_the_sdk_that_tries_again_and_not_the_node(make_node, upstream):

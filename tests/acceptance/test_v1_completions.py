@@ -306,7 +306,7 @@ async def test_an_upstream_that_answers_200_and_nothing_is_a_502(service, upstre
 
 
 @BOTH
-@each({name: sample for name, sample in SAMPLES.items() if name[:2] in ("23", "25", "28")})
+@each({name: sample for name, sample in SAMPLES.items() if name[:2] in ("25", "28")})
 async def test_a_recorded_refusal_is_answered_as_it_came(service, upstream, sample, stream):
     upstream.script = play(sample)
     answer = await ask(service, stream=stream, seconds=PROMPT_S)
@@ -314,6 +314,15 @@ async def test_a_recorded_refusal_is_answered_as_it_came(service, upstream, samp
     for name in ("content-type", "retry-after"):
         assert answer.headers.get(name) == sample.headers.get(name)
     assert len(upstream.calls) == 1
+
+
+@BOTH
+async def test_a_recorded_refusal_that_is_a_stream_becomes_an_error_object(service, upstream, stream):
+    sample = SAMPLES["23-status500-with-sse-body"]
+    upstream.script = play(sample)
+    answer = await ask(service, stream=stream, seconds=PROMPT_S)
+    assert (answer.status, answer.headers["content-type"]) == (500, "application/json")
+    assert answer.json() == {"error": {"param": None} | sample.payloads[0]["error"]}
 
 
 # The upstream's count.
@@ -861,10 +870,18 @@ ERROR = {"error": {"message": "no", "type": "some_error", "param": None, "code":
 REFUSALS = {
     "json": ("application/json", json.dumps(ERROR).encode()),
     "another json": ("application/json; charset=utf-8", b'{ "detail" : "n\xc3\xb6" }\n'),
-    "html": ("text/html; charset=utf-8", "<h1>nö</h1>".encode()),
-    "plain": ("text/plain", b"no"),
-    "latin": ("text/plain; charset=iso-8859-1", "nö".encode("iso-8859-1")),
-    "empty": ("text/plain", b""),
+    "problem": ("application/problem+json", b'{"title": "no", "status": 400}'),
+}
+# What is no JSON would be a page of the service's own origin: its content type, its body, and what is said of it.
+NO_JSON = {
+    "html": ("text/html; charset=utf-8", "<h1>nö</h1>".encode(), "the upstream answered with text/html"),
+    "json that is none": ("application/json", b"{no", "the upstream answered with application/json"),
+    "more than is kept": ("application/json", b'"%b"' % (b"x" * (64 << 10)), "the upstream answered with application/"),
+    "plain": ("text/plain", b"no\r\nthanks", "no thanks"),
+    "latin": ("text/plain; charset=iso-8859-1", "nö".encode("iso-8859-1"), "nö"),
+    "stream": ("text/event-stream", b'event: error\ndata: {"error": "no"}\n\ndata: [DONE]\n\n', "no"),
+    "image": ("image/svg+xml", b"<svg onload='alert(1)'/>", "the upstream answered with image/svg+xml"),
+    "empty": ("text/plain", b"", "the upstream answered without a word"),
 }
 
 
@@ -889,6 +906,48 @@ async def test_a_refusal_of_the_upstream_is_answered_as_it_came(service, upstrea
         generation = await service.generation(id_of(answer))
         assert (generation["status"], generation["error"]["code"]) == ("failed", "upstream_error")
         assert len(upstream.calls) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("kind", NO_JSON)
+async def test_a_refusal_that_is_no_json_becomes_an_error_object(service, upstream, kind, stream):
+    content_type, body, message = NO_JSON[kind]
+    headers = {"content-type": content_type, "retry-after": "7"}
+    for status, type in ((400, "invalid_request_error"), (429, "rate_limit_error"), (503, "server_error")):
+        upstream.script = lambda call, status=status: call.respond(status, body, headers)
+        answer = await ask(service, stream=stream, seconds=PROMPT_S)
+        assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
+        assert answer.headers["retry-after"] == "7"
+        error = answer.json()["error"]
+        assert (error["type"], error["param"], error["code"]) == (type, None, "upstream_error")
+        assert error["message"].startswith(message)
+        assert (await service.generation(id_of(answer)))["error"]["message"] == f"HTTP {status}: {error['message']}"
+
+
+@BOTH
+async def test_an_endless_refusal_is_read_no_further_than_it_is_kept(service, upstream, stream):
+    # given an upstream whose error never ends
+    async def endless(call):
+        await call.answer(500, {"content-type": "application/json"})
+        while True:
+            await call.send_raw(b"x" * 10_000)
+
+    upstream.script = endless
+
+    # when it is called, then there is an answer, and it is let go
+    answer = await ask(service, stream=stream, seconds=PROMPT_S)
+    assert_refused(answer, 500, "upstream_error")
+    await upstream.calls[0].hung_up()
+
+
+@BOTH
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(service, upstream, stream, status):
+    upstream.script = lambda call: call.respond(status, b"", {"location": call.path})
+    answer = await ask(service, stream=stream, seconds=PROMPT_S)
+    assert_refused(answer, 502, "upstream_error")
+    assert f"HTTP {status}, a redirect" in answer.json()["error"]["message"]
+    assert len(upstream.calls) == 1
 
 
 async def test_the_service_does_not_try_again_since_the_clients_do(make_node, upstream):

@@ -859,7 +859,7 @@ async def test_that_the_upstream_speaks_responses_is_learned_and_its_refusals_ar
     # and from then on whatever it refuses, however it says so
     upstream.script = lambda call: call.respond(404, b"404 page not found", {"content-type": "text/plain"})
     answer = await ask(node.api)
-    assert (answer.status, answer.body) == (404, b"404 page not found")
+    assert_refused(answer, 404, "upstream_error", "404 page not found")
     assert {call.path for call in upstream.calls} == {PATH}
 
 
@@ -1828,7 +1828,6 @@ async def test_a_request_that_was_too_large_to_be_kept_is_not_continued(world):
 
 REFUSALS = {
     "429": (429, json.dumps(ERROR).encode(), {"content-type": "application/json", "retry-after": "7"}),
-    "plain": (503, b"overloaded \xe9", {"content-type": "text/plain; charset=latin-1"}),
     "recorded": (400, SAMPLES["28-400-openai-error"].body, SAMPLES["28-400-openai-error"].headers),
 }
 
@@ -1850,6 +1849,15 @@ async def test_a_refusal_of_the_upstream_is_answered_as_it_came(world, refusal, 
     assert str(status) in found["error"]["message"]
     first, *_, last = await events_after(world.there, found["id"])
     assert (first["type"], last["type"], last["response"]) == ("response.created", "response.failed", found)
+
+
+@BOTH
+async def test_a_refusal_that_is_no_json_becomes_an_error_object(world, stream):
+    world.upstream.script = lambda call: call.respond(503, b"overloaded \xe9", {"content-type": "text/plain"})
+    answer = await ask(world.here, stream=stream, seconds=PROMPT_S)
+    assert_refused(answer, 503, "upstream_error", "overloaded é")
+    found = await response(world.here, id_of(answer))
+    assert found["error"] == {"code": "upstream_error", "message": "HTTP 503: overloaded é"}
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "asked for"])

@@ -29,7 +29,7 @@ from replay.model.event import Event, EventId, number
 from replay.model.generation import End, Start, Status, new_generation_id
 from replay.store.valkey import ValkeyStore
 from replay.wire.events import encode_end, encode_start
-from replay.wire.openai import Recorder
+from replay.wire.recorder import Recorder
 from replay.wire.sse import Message
 
 GENERATIONS = 9

@@ -15,7 +15,7 @@ from replay.model.event import number
 from replay.model.generation import End, Start, Status
 from replay.model.log import Log
 from replay.wire.events import encode_end, encode_start
-from replay.wire.openai import Recorder
+from replay.wire.recorder import Recorder
 from replay.wire.sse import Message
 
 GENERATION_ID = "gen_unit"

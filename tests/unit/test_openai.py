@@ -18,8 +18,9 @@ from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry, Kind
 from replay.model.log import Log
 from replay.wire.events import SSE, Recording, event_data, fold
-from replay.wire.openai import Recorder, chunk_of, template_of, upstream_error, visible_text
+from replay.wire.openai import chunk_of, template_of, visible_text
 from replay.wire.openai_faces import CHUNKS
+from replay.wire.recorder import Recorder, upstream_error
 from replay.wire.sse import Decoder, Message
 
 STREAMS = [sample for sample in SAMPLES.values() if "json" not in sample.headers.get("content-type", "")]
@@ -394,7 +395,7 @@ def test_usage_and_finish_reason_are_the_last_ones_said():
         ({"detail": "d"}, "d", {}),
         ({"detail": [{"loc": ["body"]}]}, '[{"loc":["body"]}]', {}),
         ({"code": 3}, '{"code":3}', {"code": 3}),
-        (["odd"], "['odd']", {}),
+        (["odd"], '["odd"]', {}),
         ({"message": "half \ud83d"}, "half \ud83d", {}),
     ],
 )

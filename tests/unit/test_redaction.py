@@ -1,0 +1,94 @@
+"""Keys and passwords are taken out of texts, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+
+from replay import config
+from replay.config import Settings
+from replay.redaction import NO_SECRETS, Redaction, secrets_in_headers
+from replay.wire.kept_request import keys_in, without_keys
+
+
+def test_secrets_are_taken_out_wherever_they_stand():
+    redaction = Redaction(["sk-12345678", "sk-12345678-long"])
+    assert redaction.text("no sk-12345678-long, sk-12345678.") == "no [redacted], [redacted]."
+    value = {"a sk-12345678": ["sk-12345678", 1, None, {"b": "x sk-12345678"}]}
+    assert redaction.value(value) == {"a [redacted]": ["[redacted]", 1, None, {"b": "x [redacted]"}]}
+
+
+def test_what_protects_nothing_is_a_word_like_any_other():
+    redaction = Redaction(["none", "", "a.*"])
+    assert redaction.text("none of a.*") == "none of a.*"
+    assert redaction.value(["none"]) == ["none"]
+    assert NO_SECRETS.text("anything") == "anything"
+
+
+def test_further_secrets_leave_those_there_are():
+    redaction = Redaction(["first-secret"]).beside(["second-secret"])
+    assert redaction.text("first-secret second-secret") == "[redacted] [redacted]"
+
+
+def test_secrets_of_headers_are_known_with_and_without_their_scheme():
+    assert secrets_in_headers(["Bearer abc", "def"]) == {"Bearer abc", "abc", "def"}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("at https://me:pass@host/v1 now", "at https://[redacted]@host/v1 now"),
+        ("{'Authorization': 'Bearer sk-unknown-1'}", "{'Authorization': '[redacted]'}"),
+        ("('Proxy-Authorization', 'Basic dXNlcjpwYXNz')", "('Proxy-Authorization', '[redacted]')"),
+        ("'x-api-key': 'k', \"Cookie\": \"a=b\"", "'x-api-key': '[redacted]', \"Cookie\": \"[redacted]\""),
+        ("sent Bearer sk-unknown-1, and", "sent Bearer [redacted], and"),
+        ("Basic authorization, Bearer authentication", "Basic authorization, Bearer authentication"),
+        ("generation='gen_a' url='http://host/v1'", "generation='gen_a' url='http://host/v1'"),
+    ],
+)
+def test_what_looks_like_a_secret_is_taken_out_of_a_line_of_the_log(line, expected):
+    assert Redaction().log_line(line) == expected
+
+
+def test_every_secret_among_the_settings_is_known():
+    settings = Settings(
+        upstream_api_key="upstream-key",
+        upstream_url="https://user-name:pass%2Fword@host/v1?key=query-key&api-version=1",
+        upstreams="a* http://x ROW_KEY; b* http://:row-password@y",
+        valkey_url="valkeys://:valkey-password@host:6379/0",
+    )
+    environ = {"OPENAI_API_KEY": "openai-key", "ROW_KEY": "row-key", "HTTPS_PROXY": "http://p:proxy-password@host"}
+    found = config.secrets(settings, environ)
+    assert found >= {"upstream-key", "openai-key", "row-key", "row-password", "query-key", "valkey-password"}
+    assert found >= {"user-name", "pass%2Fword", "pass/word", "proxy-password"}
+    assert not {"host", "a*", "http://x", "ROW_KEY"} & found
+    assert config.secrets(Settings(), {}) == set()
+
+
+def test_a_request_is_kept_without_the_keys_that_it_brings():
+    tool = {"type": "mcp", "authorization": "t", "headers": {"X": "h", "Y": 1}}
+    schema = {"type": "function", "function": {"parameters": {"properties": {"api_key": "word", "headers": {}}}}}
+    said = [{"role": "user", "content": {"api_key": "said"}}]
+    request = {
+        "model": "m",
+        "messages": said,
+        "input": said,
+        "metadata": {"password": "mine"},
+        "api_key": "k",
+        "extra_headers": {"A": "e"},
+        "tools": [tool, schema, "odd"],
+        "mcp_servers": [{"authorization_token": "a"}],
+        "password": 5,
+    }
+    kept = without_keys(request)
+    assert kept == request | {
+        "api_key": "[redacted]",
+        "extra_headers": {"A": "[redacted]"},
+        "tools": [
+            tool | {"authorization": "[redacted]", "headers": {"X": "[redacted]", "Y": "[redacted]"}},
+            schema,
+            "odd",
+        ],
+        "mcp_servers": [{"authorization_token": "[redacted]"}],
+    }
+    assert keys_in(request) == {"k", "e", "t", "h", "a"}
+    assert tool["authorization"] == "t"  # what the upstream is sent is untouched
