@@ -14,40 +14,54 @@ from replay.http.problems import problem
 # Enough for a hundred generations on one connection, and for the cursor over all of them.
 LONGEST_LINE = 32 << 10
 
-
+_END_OF_HEAD = b"\r\n\r\n"
+_SPLIT = len(_END_OF_HEAD) - 1
 # A connection that is given back waits no longer than this for another request: most readers have what they wanted.
-_IDLE_S = 2.0
+_IDLE_S = 15.0
 
 
 class _Connection(RequestHandler):
-    asked = False  # something has come on this connection
+    """A connection that knows whether it stands between two requests.
+
+    What it has received behind the head of its last request is counted. If that is as much as the head announces, and
+    the parser has seen the end of the body, then nothing of another request has come, not even in part. The count can
+    only be too large (an empty line in front of a request looks like the end of a head), never too small.
+    """
+
+    _beginning = b""  # the last bytes before those that come now; the end of a head may be split between them
+    _behind_head: int | None = None  # bytes; None where no request has come, or it cannot be said
 
     def data_received(self, data: bytes) -> None:
-        self.asked = True
+        requests = self._request_count
         super().data_received(data)
+        if self._request_count == requests:
+            self._behind_head = None if self._behind_head is None else self._behind_head + len(data)
+        else:
+            seen = self._beginning + data
+            end = seen.find(_END_OF_HEAD) if self._request_count == requests + 1 else -1
+            self._behind_head = None if end < 0 else len(seen) - end - len(_END_OF_HEAD)
+        self._beginning = (self._beginning + data[-_SPLIT:])[-_SPLIT:]
 
-    def successor(self, transport: asyncio.Transport) -> Callable[[], None]:
+    def successor(self, request: web.Request, transport: asyncio.Transport) -> Callable[[], None] | None:
         """What gives a connection that was taken over back to the server, for the client's next request.
 
         A client may take the connection from its pool as soon as it has read the end of a response: closing it then
-        would fail a request that has just been sent.
+        would fail a request that has just been sent. But what comes next on it has to be a request: None where a part
+        of this one's body is still to come, or where something has come behind it.
         """
+        whole = request.content.is_eof() and self._behind_head == (request.content_length or 0)
+        if self._messages or not (whole and request.keep_alive):
+            return None
         server = self._manager
         assert isinstance(server, _Server)
 
         def give_back() -> None:
-            fresh = server()
+            fresh = server(keepalive_timeout=_IDLE_S)
             transport.set_protocol(fresh)
             transport.set_write_buffer_limits()
             fresh.connection_made(transport)
-            asyncio.get_running_loop().call_later(_IDLE_S, fresh.close_if_idle)
 
         return give_back
-
-    def close_if_idle(self) -> None:
-        """Close the connection if nobody has asked for anything."""
-        if not self.asked:
-            self.close()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -60,8 +74,8 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    def __call__(self) -> _Connection:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+    def __call__(self, **options: Any) -> _Connection:
+        return _Connection(self, loop=self._loop, **self._kwargs | options)
 
 
 class Runner(web.AppRunner):

@@ -56,7 +56,7 @@ def release(request: web.Request) -> Lent | None:
     transport = request.transport
     if transport is None or transport.is_closing():
         return None
-    give_back = server.successor(transport) if is_chunked(request) and request.keep_alive else None
+    give_back = server.successor(request, transport) if is_chunked(request) else None
     server.transport = None
     # When the handler has returned: the server drops the connection from its list, without closing it.
     asyncio.get_running_loop().call_soon(server.connection_lost, None)

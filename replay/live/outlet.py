@@ -20,7 +20,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Lent(NamedTuple):
-    """A connection, and how it is given back for another request; None where it has to be closed."""
+    """A connection, and how it is given back for another request; None where it has to be closed in the end."""
 
     transport: asyncio.Transport
     give_back: Callable[[], None] | None
@@ -76,18 +76,21 @@ class Outlet(asyncio.Protocol):
         assert self._transport is not None
         if self.chunked and clean:
             self.write(b"0\r\n\r\n")
-            if self._give_back is not None and not self._full:
-                self._cancel_timers()
-                self._transport = None
-                self._give_back()
-                self.left()
-                return
         elif not self.chunked and not clean:
             _reset_on_close(self._transport)
-        self._transport.close()
-        # Closing waits for the reader to take what is buffered, and this one may never do so.
         self._cancel_timers()
-        self._handle = self._loop.call_later(self._deadline_s, self._transport.abort)
+        transport, self._transport = self._transport, None
+        if self.chunked and clean and self._give_back is not None and not self._full:
+            self._give_back()
+        else:
+            if clean:
+                # What the reader is still sending would be answered with a reset, which may take the end from it; so it
+                # is read, and leads nowhere, until the reader closes too (RFC 9112, 9.6).
+                transport.write_eof()
+            else:
+                transport.close()
+            # Either waits for the reader to take what is buffered, and this one may never do so.
+            self._handle = self._loop.call_later(self._deadline_s, transport.abort)
         self.left()
 
     def drained(self) -> None:
@@ -107,8 +110,14 @@ class Outlet(asyncio.Protocol):
 
     # What comes from the transport.
 
+    def data_received(self, data: bytes) -> None:
+        """Something was sent behind the request: nobody reads it, so nothing that follows can be a request."""
+        self._give_back = None
+
     def pause_writing(self) -> None:
         """The transport is full."""
+        if self._transport is None:
+            return
         self._full = True
         self._cancel_timers()
         self._handle = self._loop.call_later(self._deadline_s, self._too_slow)
