@@ -17,6 +17,7 @@ from replay.errors import (
     LimitExceeded,
     Refusal,
     ReplayError,
+    StoreRefused,
     UpstreamError,
     unexpected,
 )
@@ -101,8 +102,8 @@ def refused(refusal: Refusal) -> web.Response:
 
 
 def _answer_to_error(request: web.Request, error: ReplayError) -> web.Response:
-    if isinstance(error, UpstreamError):
-        log.info("upstream failed", extra={"path": request.path, "reason": error.in_full})
+    if isinstance(error, UpstreamError | StoreRefused):
+        log.info("request refused", extra={"path": request.path, "reason": error.in_full})
     if isinstance(error, UpstreamError) and error.refusal is not None and _is_openai(request):
         return refused(error.refusal)
     response = _answer_to(request, error.status, error.title, str(error) or error.title, error.code)

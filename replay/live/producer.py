@@ -139,7 +139,7 @@ class Producer:
         except Exception as bug:
             error = unexpected(log, bug, generation=self.generation_id)
         if error is not None:
-            log.info("upstream failed", extra={"generation": self.generation_id, "reason": error.in_full})
+            log.info("generation failed", extra={"generation": self.generation_id, "reason": error.in_full})
             if self._writer.last_id == self.feed.log.event_id(0):
                 await self._on_refused()
         self.finish(Status.COMPLETED if error is None else Status.FAILED, error)
