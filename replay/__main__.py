@@ -5,15 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib.metadata import version
+from typing import Any
 
 from replay import config
 from replay.cli import add_commands
 from replay.errors import ReplayError
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the flags that it does not know, and not their values: keys have no flag, and are given with one."""
+
+    def parse_args(self, *given: Any, **options: Any) -> Any:
+        arguments, unknown = self.parse_known_args(*given, **options)
+        if unknown:
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(flags) or len(unknown)}")
+        return arguments
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="replay", description="A durable replay service for LLM generations.")
+    parser = _Parser(prog="replay", description="A durable replay service for LLM generations.")
     parser.add_argument("--version", action="version", version=f"replay {version('replay')}")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run a node", description="Run a node. Every flag is also REPLAY_….")

@@ -187,11 +187,8 @@ def build_upstream(settings: Settings, environ: Mapping[str, str] = os.environ) 
     redaction = Redaction(config.secrets(settings, environ))
     base_url = settings.upstream_url or environ.get("OPENAI_BASE_URL")
     api_key = settings.upstream_api_key or environ.get("OPENAI_API_KEY")
-    rows = [
-        _upstream_row(row, settings, redaction, environ)
-        for row in re.split(r"[;\n]", settings.upstreams or "")
-        if row.strip()
-    ]
+    named = [row for row in re.split(r"[;\n]", settings.upstreams or "") if row.strip()]
+    rows = [_upstream_row(number, row, settings, redaction, environ) for number, row in enumerate(named, 1)]
     if base_url is not None or api_key is not None:
         account = {
             header: environ[name]
@@ -204,17 +201,15 @@ def build_upstream(settings: Settings, environ: Mapping[str, str] = os.environ) 
 
 
 def _upstream_row(
-    row: str, settings: Settings, redaction: Redaction, environ: Mapping[str, str]
+    number: int, row: str, settings: Settings, redaction: Redaction, environ: Mapping[str, str]
 ) -> tuple[str, Upstream]:
+    """One row; its errors do not repeat it, since a key may stand in the wrong place."""
     pattern, *further = row.split()
-    if not 1 <= len(further) <= 2 or not further[0].startswith(("http://", "https://")):
-        raise InvalidSetting(
-            f"--upstreams: expected a pattern, a base URL and a variable's name in the row of {pattern}"
-        )
+    if not 1 <= len(further) <= 2 or "://" in pattern or not further[0].startswith(("http://", "https://")):
+        raise InvalidSetting(f"--upstreams: expected a pattern, a base URL and a variable's name in row {number}")
     if len(further) == 2 and further[1] not in environ:
-        # It may be the key itself that stands there.
-        name = further[1] if re.fullmatch("[A-Z][A-Z0-9_]*", further[1]) else "that the row names"
-        raise InvalidSetting(f"--upstreams: expected a key for {pattern} in the variable {name}, which is not set")
+        name = further[1] if re.fullmatch("[A-Z]{1,12}|[A-Z0-9]+(_[A-Z0-9]+)+", further[1]) else "it names"
+        raise InvalidSetting(f"--upstreams: expected a key in the variable {name}, which is not set, for row {number}")
     return pattern, _server(further[0], environ[further[1]] if len(further) == 2 else None, settings, redaction)
 
 

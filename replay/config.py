@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
-from urllib.parse import parse_qsl, quote, unquote
 
 from replay.errors import InvalidSetting
+from replay.redaction import secrets_in_url
 
 ENV_PREFIX = "REPLAY_"
 
@@ -190,7 +189,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
 
 
 def secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[str]:
-    """The keys and passwords that the settings name, and those of proxies, as they may turn up in a text."""
+    """The keys and passwords that the settings name, and those of proxies, as they are sent."""
     found = {environ.get("OPENAI_API_KEY")}
     found |= {getattr(settings, setting.name) for setting in fields(settings) if setting.metadata["secret"]}
     rows = (settings.upstreams or "").replace(";", " ").split()
@@ -198,18 +197,8 @@ def secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[
     proxies = [value for name, value in environ.items() if name.lower().endswith("_proxy")]
     urls = [settings.valkey_url, settings.upstream_url, environ.get("OPENAI_BASE_URL"), *rows, *proxies]
     for url in filter(None, urls):
-        found |= _secrets_in(url)
-    texts = {text for text in found if text}
-    return texts | {quote(text, safe="") for text in texts}
-
-
-def _secrets_in(url: str) -> set[str]:
-    """User, password and the values of the query."""
-    _, _, rest = url.partition("://")
-    rest, _, query = rest.partition("?")
-    login = rest.rpartition("@")[0]
-    words = {*login.split(":"), login.partition(":")[2], *(value for _, value in parse_qsl(query))}
-    return words | {unquote(word) for word in words} | {b64encode(login.encode()).decode()}
+        found |= secrets_in_url(url)
+    return {text for text in found if text}
 
 
 def _parse(hint: Any, text: str, source: str) -> Any:

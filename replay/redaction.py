@@ -6,44 +6,58 @@ others may: an upstream repeats the key that it refuses, a library puts a reques
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import quote, unquote, unquote_plus
 
-_SHORTEST = 8  # characters; what is shorter (`none`, `test`) protects nothing and is a word besides
-_INSTEAD = "[redacted]"
+SHORTEST = 8  # characters; what is shorter (`none`, `test`) protects nothing and is a word besides
+INSTEAD = "[redacted]"
 
 # How secrets look that nobody has told us: as part of a URL, and as a header in the repr of a request.
 _SHAPES = (
-    (re.compile(r"(\w://)[^/\s'\"@]+@"), rf"\1{_INSTEAD}@"),
-    (re.compile(r"(?i)\b(bearer|basic)(\s+)(?=\S*[\d=_-])[^\s'\",;)]{8,}"), rf"\1\2{_INSTEAD}"),
+    (re.compile(r"(\w://)[^/\s'\"@]+@"), rf"\1{INSTEAD}@"),
+    (re.compile(r"(?i)\b(bearer|basic)(\s+)(?=\S*[\d=_-])[^\s'\",;)]{8,}"), rf"\1\2{INSTEAD}"),
     (
         re.compile(r"(?i)(['\"](?:[\w-]*authorization|[\w-]*api-key|(?:set-)?cookie)['\"]\s*[:,]\s*)(['\"])[^'\"]*\2"),
-        rf"\1\2{_INSTEAD}\2",
+        rf"\1\2{INSTEAD}\2",
     ),
 )
+_ESCAPES = re.compile(r"\\(?:u00([0-7][0-9a-fA-F])|(/))")
 
 
 class Redaction:
     """What must not be told; nothing, where no secrets are named."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._secrets = frozenset(secret for secret in secrets if len(secret) >= _SHORTEST)
+        self._secrets = frozenset(secret for secret in secrets if len(secret) >= SHORTEST)
         # The longest first: one may be the beginning of another.
-        longest_first = sorted(self._secrets, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        spellings = sorted({each for secret in self._secrets for each in _spellings(secret)}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, spellings)), re.IGNORECASE) if spellings else None
 
     def beside(self, secrets: Iterable[str]) -> Redaction:
         """The same with further secrets."""
-        return Redaction(self._secrets | set(secrets))
+        further = self._secrets | set(secrets)
+        return self if further == self._secrets else Redaction(further)
 
     def text(self, text: str) -> str:
         """A text without the secrets."""
-        return text if self._pattern is None else self._pattern.sub(_INSTEAD, text)
+        return text if self._pattern is None else self._pattern.sub(INSTEAD, text)
 
     def value(self, value: Any) -> Any:
         """Anything that JSON can say, without the secrets in its strings."""
         return value if self._pattern is None else _mapped(self.text, value)
+
+    def hits(self, raw: bytes) -> bool:
+        """Whether a secret stands somewhere in JSON as it came, in whatever of it."""
+        if self._pattern is None:
+            return False
+        text = raw.decode("latin-1")
+        if "\\u00" in text or "\\/" in text:
+            text = _ESCAPES.sub(lambda escape: escape[2] or chr(int(escape[1], 16)), text)
+        return self._pattern.search(text) is not None
 
     def log_line(self, text: str) -> str:
         """A line of the node's log without the secrets, and without what looks like one."""
@@ -53,6 +67,15 @@ class Redaction:
 
 
 NO_SECRETS = Redaction()
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """A secret as it comes in headers, URLs and JSON."""
+    yield secret
+    yield quote(secret)
+    yield quote(secret, safe="")
+    yield json.dumps(secret)[1:-1]
+    yield b64encode(secret.encode(errors="surrogateescape")).decode().rstrip("=")
 
 
 def _mapped(change: Callable[[str], str], value: Any) -> Any:
@@ -65,6 +88,29 @@ def _mapped(change: Callable[[str], str], value: Any) -> Any:
     return value
 
 
-def secrets_in_headers(headers: Iterable[str]) -> set[str]:
-    """The secrets in values of headers such as `Authorization`, where a scheme stands before them."""
-    return {part for header in headers for part in (header, header.rpartition(" ")[2])}
+def secrets_in_headers(values: Iterable[str]) -> set[str]:
+    """The secrets in values of headers such as `Authorization`: with their scheme, without it, and Basic's decoded."""
+    found = set()
+    for value in values:
+        scheme, _, secret = value.strip().rpartition(" ")
+        found |= {value, secret}
+        if scheme.lower() == "basic":
+            login = _decoded(secret)
+            found |= {login, login.partition(":")[2]}
+    return found
+
+
+def secrets_in_url(url: str) -> set[str]:
+    """User, password and the values of the query of a URL, as they stand there and decoded."""
+    _, _, rest = url.partition("://")
+    rest, _, query = rest.partition("#")[0].partition("?")
+    login = rest.rpartition("@")[0]
+    words = {login, *login.split(":"), *(part.rpartition("=")[2] for part in re.sub("=+(?=&|$)", "", query).split("&"))}
+    return words | {unquote_plus(word) for word in words} | {unquote(word) for word in words}
+
+
+def _decoded(secret: str) -> str:
+    try:
+        return b64decode(secret, validate=True).decode()
+    except ValueError:
+        return ""

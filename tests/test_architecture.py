@@ -25,7 +25,7 @@ LONGEST_FILE = 350
 MAY_IMPORT = {
     "errors": set(),
     "redaction": set(),
-    "config": {"errors"},
+    "config": {"errors", "redaction"},
     "model": {"errors", "model.*"},
     "wire": {"errors", "redaction", "model.*", "wire", "wire.*"},
     # The port speaks of events; a claim is kept as JSON.

@@ -59,6 +59,7 @@ class Outlet(asyncio.Protocol):
         transport, self._give_back = connection
         self._transport = transport
         transport.set_protocol(self)
+        transport.resume_reading()  # the server pauses it over a body that nobody reads
         transport.set_write_buffer_limits(high=buffer_bytes)
 
     def write(self, data: bytes) -> None:

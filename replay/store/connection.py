@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from valkey.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
+from valkey.exceptions import ValkeyError
 
 from replay.errors import InvalidSetting, StoreRefused, StoreUnavailable
 from replay.store.resp import ConnectionLost, Wire
@@ -46,12 +47,15 @@ class Address:
         """Read a valkey://, valkeys:// (also redis://, rediss://) or unix:// URL; raises InvalidSetting."""
         try:
             parts: dict[str, Any] = dict(parse_url(url))
-        except ValueError as error:  # its text may be a part of the password
+            kind = parts.pop("connection_class", None)
+            tls = SSLConnection(**parts).ssl_context.get() if kind is SSLConnection else None
+        except OSError as error:
+            raise InvalidSetting("--valkey-url: a file that it names cannot be read", aside=str(error)) from error
+        except (ValueError, TypeError, ValkeyError) as error:  # its text may be a part of the password
             raise InvalidSetting(
-                "--valkey-url: expected valkey://[user:password@]host[:port][/database], valkeys://… or unix://…; a "
-                "user and a password are percent-encoded"
+                "--valkey-url: expected valkey://[user:password@]host[:port][/database], valkeys://… or unix://…, with "
+                "options that valkey-py knows; user and password are percent-encoded"
             ) from error
-        kind = parts.pop("connection_class", None)
         return cls(
             host=parts.get("host", "localhost"),
             port=parts.get("port", 6379),
@@ -59,7 +63,7 @@ class Address:
             database=parts.get("db", 0),
             username=parts.get("username"),
             password=parts.get("password"),
-            tls=SSLConnection(**parts).ssl_context.get() if kind is SSLConnection else None,
+            tls=tls,
         )
 
     def __str__(self) -> str:
@@ -160,7 +164,7 @@ class Link:
         while True:
             try:
                 wire = await self._connect()
-            except (OSError, TimeoutError, StoreUnavailable) as error:
+            except Exception as error:  # whatever answers there, it may be a Valkey the next time
                 self._report(error)
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE_S, pause * 2 or 0.02)
@@ -237,9 +241,14 @@ class Link:
     def _report(self, error: Exception) -> None:
         if isinstance(error, StoreUnavailable):
             problem = _again(error)
-        else:
+        elif isinstance(error, OSError):  # and so is a TimeoutError
             reason = str(error) or "it does not answer"
             problem = StoreUnavailable("Valkey cannot be reached", aside=f"--valkey-url, at {self._address}: {reason}")
+        else:
+            reason = f"{type(error).__name__}: {error}"
+            problem = StoreUnavailable(
+                "what answers in Valkey's place is none", aside=f"--valkey-url, at {self._address}: {reason}"
+            )
         if problem.in_full != self.problem.in_full:
             log.warning("valkey unavailable", extra={"link": self._name, "reason": problem.in_full})
         self.problem = problem

@@ -108,6 +108,14 @@ class Wire(asyncio.Protocol):
             self._transport.write(b"".join(unsent))
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._answered(data)
+        except (libvalkey.ProtocolError, IndexError, TypeError) as error:
+            # No protocol, a reply that nobody waits for, a push that is none: nothing behind it can be trusted.
+            log.warning("valkey does not speak its protocol", extra={"reason": f"{type(error).__name__}: {error}"})
+            self.abort()
+
+    def _answered(self, data: bytes) -> None:
         reader, replies = self._reader, self._replies
         reader.feed(data)
         while (answer := reader.gets()) is not False:

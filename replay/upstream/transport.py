@@ -3,24 +3,20 @@
 Its failures are told in our words. Those of aiohttp go no further than the node's log: they may hold a request's
 headers, an address of the operator's network, or a page of internals.
 
-A request is tried again only when it surely was not begun: no connection came about, the answer said so itself
-(408, 409, 429 and 5xx), or a connection that had been kept was closed before a byte of the answer. A model that has
-been asked twice is paid for twice.
+`retries.py` says what is tried again. One case is mended here: a connection that had been kept was closed before a
+byte of the answer, so the request goes over another one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import ssl
-import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -38,19 +34,14 @@ from replay.errors import (
     new_reference,
 )
 from replay.redaction import Redaction
+from replay.upstream.body import Silent, Unreadable, read_body
+from replay.upstream.retries import pause_before_next_s
 from replay.wire.refusals import LARGEST, refused
 
 logger = logging.getLogger(__name__)
 
 _IDLE_CONNECTION_S = 4.0  # shorter than the five seconds that many servers allow, so that they seldom close one first
 _REFUSAL_S = 10.0  # for the body of an answer that is an error
-_NOT_BEGUN = frozenset((408, 409, 429))  # and 5xx
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
-_LONGEST_WAIT_S = 60.0  # an upstream that asks for more is not tried again
-
-
-class _Unreadable(Exception):
-    """The connection was given up in the middle of a body, over bytes that are no HTTP."""
 
 
 class _Closed(Exception):
@@ -82,7 +73,8 @@ class Transport:
             raise InvalidSetting("the upstream's base URL: expected http://… or https://…, with a host")
         self._credentials = dict(credentials)
         if url.user is not None or url.password is not None:
-            self._credentials["Authorization"] = aiohttp.BasicAuth(url.user or "", url.password or "").encode()
+            login = f"{url.user or ''}:{url.password or ''}"
+            self._credentials["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
         self._redaction = redaction
         self._url = url.with_user(None).with_fragment(None)
         self._shown = str(self._url.with_query(None))
@@ -93,15 +85,15 @@ class Transport:
 
     def _open(self) -> aiohttp.ClientSession:
         tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_note_reuse)
+        tracing.on_connection_create_end.append(_connected)
+        tracing.on_connection_reuseconn.append(_reused)
         return aiohttp.ClientSession(
             # A generation may take hours, so nothing limits how many are under way at once.
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=_IDLE_CONNECTION_S, ssl=httpx2.create_ssl_context()
             ),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self._connect_timeout_s, sock_read=self._idle_timeout_s
-            ),
+            # How long an answer may take, and be silent, is for us to say: aiohttp counts any byte as a sign of life.
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s),
             headers={
                 "User-Agent": f"replay/{version('replay')}",
                 "Accept": "application/json",
@@ -140,7 +132,7 @@ class Transport:
             except _Closed:
                 continue  # there are only so many that were kept, and this one is gone
             except UpstreamError as error:
-                pause_s = _pause_s(error, tries)
+                pause_s = pause_before_next_s(error, tries)
                 if tries >= retries or pause_s is None:
                     raise
                 logger.info("upstream is tried again", extra={"upstream": self._shown, "reason": error.in_full})
@@ -152,18 +144,20 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = self._open()
-        connection = SimpleNamespace(reused=False)
+        connection = _Connection()
         try:
-            response = await self._session.request(
-                method,
-                self._url.with_path(self._url.raw_path.rstrip("/") + path, encoded=True, keep_query=True),
-                headers=headers,
-                data=content,
-                allow_redirects=False,
-                proxy=self._proxy,
-                trace_request_ctx=connection,
-            )
-        except (aiohttp.ClientError, OSError) as error:
+            async with asyncio.timeout(None) as patience:
+                connection.made = lambda: patience.reschedule(_from_now(self._idle_timeout_s))
+                response = await self._session.request(
+                    method,
+                    self._url.with_path(self._url.raw_path.rstrip("/") + path, encoded=True, keep_query=True),
+                    headers=headers,
+                    data=content,
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                    trace_request_ctx=connection,
+                )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             if connection.reused and _is_closed_unanswered(error):
                 raise _Closed from error
             raise self._failure(error, redaction) from error
@@ -176,7 +170,7 @@ class Transport:
 
     def _failure(self, error: Exception, redaction: Redaction) -> UpstreamError:
         """What a failure before the answer's head is told as."""
-        aside = f"{self._shown}: {redaction.text(f'{type(error).__name__}: {error}')}"
+        aside = redaction.text(f"{self._shown}: {type(error).__name__}: {error}")
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamTimeout(f"the upstream did not answer within {self._idle_timeout_s:g} s", aside=aside)
         reason = _why_unreachable(error)
@@ -190,19 +184,17 @@ class Transport:
         Raises UpstreamTimeout after a silence, UpstreamTruncated when it is cut, UpstreamInvalid when it is no HTTP.
         """
         try:
-            # The session's own read timeout is the limit of silence: another one for each piece costs 8 % of a chunk.
-            with _woken(response) as content:
-                async for piece in content.iter_any():
-                    yield piece
-        except TimeoutError as error:
+            async for piece in read_body(response, self._idle_timeout_s):
+                yield piece
+        except Silent as error:
             raise UpstreamTimeout(f"the upstream sent nothing for {self._idle_timeout_s:g} s") from error
-        except (aiohttp.ClientError, OSError, _Unreadable) as error:
+        except (aiohttp.ClientError, OSError, Unreadable) as error:
             aside = f"{self._shown}: {type(error).__name__}: {error}"
             if isinstance(error.__cause__, ContentEncodingError):
                 raise UpstreamInvalid(
                     "the upstream's answer is not in the content encoding that it names", aside=aside
                 ) from error
-            if isinstance(error, _Unreadable | aiohttp.ClientResponseError):
+            if isinstance(error, Unreadable | aiohttp.ClientResponseError):
                 raise _unreadable(aside) from error
             raise UpstreamTruncated("the upstream closed the connection", aside=aside) from error
 
@@ -221,36 +213,25 @@ class Transport:
             await self._session.close()
 
 
-async def _note_reuse(session: object, connection: Any, params: object) -> None:
-    connection.trace_request_ctx.reused = True
+@dataclass
+class _Connection:
+    """What is known of the connection that a request got."""
+
+    made: Callable[[], None] = lambda: None
+    reused: bool = False
 
 
-@contextmanager
-def _woken(response: aiohttp.ClientResponse) -> Iterator[aiohttp.StreamReader]:
-    """The body of an answer, whose reader is woken when the connection is gone without a word.
+async def _connected(session: object, request: SimpleNamespace, params: object) -> None:
+    request.trace_request_ctx.made()
 
-    When bytes that are no HTTP come in the middle of a body, aiohttp (3.13 to 3.14.5) closes the connection and tells
-    nobody, and its limit of silence is no more.
-    """
-    content = response.content
-    protocol = response.connection.protocol if response.connection is not None else None
-    closed = protocol.closed if protocol is not None else None
 
-    def wake(closed: asyncio.Future[None] | None) -> None:
-        if closed is not None and not closed.cancelled():
-            closed.exception()  # or it is reported as one that nobody has seen
-        if not content.is_eof() and content.exception() is None:
-            content.set_exception(_Unreadable("the connection was closed over bytes that are no HTTP"))
+async def _reused(session: object, request: SimpleNamespace, params: object) -> None:
+    request.trace_request_ctx.reused = True
+    request.trace_request_ctx.made()
 
-    if closed is None:
-        wake(None)
-        yield content
-        return
-    closed.add_done_callback(wake)
-    try:
-        yield content
-    finally:
-        closed.remove_done_callback(wake)  # the connection may serve many more answers
+
+def _from_now(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> bytes:
@@ -258,12 +239,11 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     body = b""
     try:
         async with asyncio.timeout(_REFUSAL_S):
-            with _woken(response) as content:
-                async for piece in content.iter_any():
-                    body += piece
-                    if len(body) > LARGEST:
-                        break
-    except (aiohttp.ClientError, OSError, TimeoutError, _Unreadable):
+            async for piece in read_body(response, _REFUSAL_S):
+                body += piece
+                if len(body) > LARGEST:
+                    break
+    except (aiohttp.ClientError, OSError, TimeoutError, Unreadable, Silent):
         pass  # what has come says as much as there is to know
     return body[: LARGEST + 1]
 
@@ -285,6 +265,8 @@ def _is_closed_unanswered(error: Exception) -> bool:
 
 def _why_unreachable(error: Exception) -> str | None:
     """Why no answer came, where that was the connection's fault and not the answer's."""
+    if isinstance(error, ValueError):  # InvalidURL is one, too
+        return "its address, or that of the proxy on the way to it, is none"
     if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
         return "the proxy on the way to it does not let us through"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -301,34 +283,3 @@ def _why_unreachable(error: Exception) -> str | None:
     if isinstance(error, aiohttp.ClientConnectionError | OSError):
         return "it closed the connection before it answered"
     return None
-
-
-def _pause_s(error: UpstreamError, tries: int) -> float | None:
-    """Seconds until the next try; None where the call may have been begun, or another try is not wanted."""
-    refusal = error.refusal
-    pause_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**tries) * random.uniform(0.75, 1.0)
-    if refusal is None:
-        never_sent = isinstance(error.__cause__, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-        return pause_s if never_sent else None
-    wanted = refusal.headers.get("x-should-retry")
-    if wanted == "false" or (wanted != "true" and refusal.status not in _NOT_BEGUN and refusal.status < 500):
-        return None
-    asked_s = _asked_s(refusal.headers)
-    if asked_s is None:
-        return pause_s
-    return asked_s if asked_s <= _LONGEST_WAIT_S else None
-
-
-def _asked_s(headers: Mapping[str, str]) -> float | None:
-    """When to come back, in seconds from now, as the answer says; None where it does not."""
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) * unit_s)
-        except (KeyError, ValueError):
-            continue
-    try:
-        when = parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
-    left_s: float = when.timestamp() - time.time()
-    return max(0.0, left_s)

@@ -7,18 +7,20 @@ model says is left as it is, and so are schemas, in which such a name is only a 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-_KEYS = frozenset(
-    (
-        *("authorization", "authorization_token", "api_key", "apikey", "api-key", "x-api-key", "access_token"),
-        *("aws_secret_access_key", "aws_session_token", "password", "client_secret", "vertex_credentials"),
-    )
+from replay.redaction import INSTEAD, SHORTEST, secrets_in_headers, secrets_in_url
+
+# In snake case: `apiToken` and `X-Api-Key` are among them.
+_KEY = re.compile(
+    r"(?:.*_)?(?:api_?key|token|secret|secret_key|secret_access_key|password|passwd|authorization|auth|credentials?)"
 )
 _HEADERS = frozenset(("headers", "extra_headers"))
 _SAID = frozenset(("messages", "input", "prompt", "instructions", "metadata"))
 _SCHEMAS = frozenset(("parameters", "input_schema", "schema", "json_schema"))
-_INSTEAD = "[redacted]"
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_URL = re.compile(r"(?i)(https?://)(?:([^/?#@\s]*)@)?([^?#\s]*)(?:\?([^#\s]*))?\S*")
 
 
 def without_keys(request: dict[str, Any]) -> dict[str, Any]:
@@ -27,10 +29,10 @@ def without_keys(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def keys_in(request: dict[str, Any]) -> set[str]:
-    """The keys that are left out."""
+    """The keys that are left out, as they may turn up in a text."""
     found: set[str] = set()
     _kept(request, found)
-    return found
+    return secrets_in_headers(found)
 
 
 def _kept(request: dict[str, Any], found: set[str]) -> dict[str, Any]:
@@ -38,14 +40,33 @@ def _kept(request: dict[str, Any], found: set[str]) -> dict[str, Any]:
 
 
 def _member(name: str, value: Any, found: set[str]) -> Any:
-    if name.lower() in _KEYS and isinstance(value, str):
-        found.add(value)
-        return _INSTEAD
+    if name.lower() in _HEADERS or _KEY.fullmatch(_CAMEL.sub("_", name).replace("-", "_").lower()):
+        return _placeholder(value, found)
+    if isinstance(value, str):
+        return _url(value, found)
     if isinstance(value, list):
         return [_member("", each, found) for each in value]
     if not isinstance(value, dict) or name in _SCHEMAS:
         return value
-    if name.lower() in _HEADERS:
-        found.update(each for each in value.values() if isinstance(each, str))
-        return dict.fromkeys(value, _INSTEAD)
     return {inner: _member(inner, each, found) for inner, each in value.items()}
+
+
+def _placeholder(value: Any, found: set[str]) -> Any:
+    """All that stands under a name that holds a key."""
+    if isinstance(value, dict):
+        return {name: _placeholder(each, found) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_placeholder(each, found) for each in value]
+    if not isinstance(value, str) or len(value) < SHORTEST:
+        return value
+    found.add(value)
+    return INSTEAD
+
+
+def _url(text: str, found: set[str]) -> str:
+    """A URL without its user, password and query."""
+    match = _URL.fullmatch(text)
+    if match is None or not (match[2] or match[4]):
+        return text
+    found.update(secrets_in_url(text))
+    return match[1] + match[3]

@@ -25,8 +25,8 @@ class Recorder:
 
     `record` takes the stream's messages in order; `verdict` says, when the stream is over, how it
     went. `[DONE]` proves nothing (some servers never send it, some send it after an error, some go on
-    after it), nor does a clean end. Events of the Responses API are what was asked for with ``responses``;
-    what errors say is recorded without the secrets that ``redaction`` names.
+    after it), nor does a clean end. Events of the Responses API are what was asked for with ``responses``.
+    What ``redaction`` names is recorded in no chunk that is kept whole, as all are that tell of an error.
     """
 
     __slots__ = (
@@ -68,27 +68,27 @@ class Recorder:
         return self._record_whole(raw, message.event)
 
     def _record_whole(self, raw: bytes, event: bytes) -> bytes | None:
-        chunk = parse_chunk(raw)
+        raw, chunk = self._parsed(raw)
         if self._responses and is_response_event(chunk):
             return self._record_response_event(raw, chunk)
         if chunk.get("error") is not None or b"error" in (event, str(chunk.get("type")).encode()):
-            raw, chunk = self._redacted(raw, chunk)
             self.error = upstream_error(chunk.get("error") or chunk)
             if not chunk.get("choices"):
                 return None
         self._judge(chunk)
         return self._keep_whole(raw, chunk)
 
-    def _redacted(self, raw: bytes, chunk: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        """A chunk that tells of an error, which may repeat the key that the upstream refuses."""
-        public = self._redaction.value(chunk)
-        return (raw, chunk) if public == chunk else (json.dumps(public), public)
+    def _parsed(self, raw: bytes) -> tuple[bytes, dict[str, Any]]:
+        """A chunk, without what an upstream that tells of an error may repeat of the call; raises UpstreamInvalid."""
+        if not self._redaction.hits(raw):
+            return raw, parse_chunk(raw)
+        public = self._redaction.value(parse_chunk(self._redaction.text(raw.decode(errors="replace")).encode()))
+        return json.dumps(public), public
 
     def _record_response_event(self, raw: bytes, event: dict[str, Any]) -> bytes:
         self._protocol = True
         kind = event["type"]
         if kind == "response.failed":
-            raw, event = self._redacted(raw, event)
             response = event.get("response")
             self.error = upstream_error((response.get("error") if isinstance(response, dict) else None) or event)
         self.done = kind in ("response.completed", "response.incomplete")
@@ -136,7 +136,10 @@ def _without_number(raw: bytes) -> bytes:
     """An event of the Responses API without the number that its place says too."""
     if b'"sequence_number"' not in raw:
         return raw
-    event = parse_chunk(raw)
+    try:
+        event = parse_chunk(raw)
+    except UpstreamInvalid:
+        return raw  # whoever records it says so
     return raw if event.pop("sequence_number", None) is None else json.dumps(event)
 
 

@@ -18,9 +18,16 @@ from replay.wire.sse import Decoder
 
 LARGEST = 64 << 10  # bytes of a body; it stands in the log
 
-_PASSED_ON = ("retry-after", "retry-after-ms", "x-should-retry")  # of the headers
-_JSON = re.compile(r"(?i)application/(?:[\w.-]+\+)?json(?:\s*;[\x20-\x7e]{0,100})?")
-_HEADER = re.compile(r"[\x20-\x7e]{1,100}")
+_KIND = re.compile(r"[a-z]{1,20}/[\w.+-]{1,60}")
+_JSON = re.compile(r"(?i)application/(?:problem\+)?json(?:; ?charset=[a-z0-9-]{1,12})?")
+# Headers that go on, where they say what they are for and nothing else.
+_PASSED_ON = {
+    "retry-after": re.compile(
+        r"[0-9]{1,9}(?:\.[0-9]{1,9})?|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT"
+    ),
+    "retry-after-ms": re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?"),
+    "x-should-retry": re.compile(r"true|false"),
+}
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -31,13 +38,13 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, redaction: Red
         return UpstreamError(f"the upstream answered HTTP {status}{redirect}")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     said = _json(body)
-    public = redaction.value(_words(kind, body) if said is None else said)
+    public = redaction.value(said) if said is not None else _words(kind, body, redaction)
     error = upstream_error((public.get("error") or public) if isinstance(public, dict) else public)
-    given = {name: headers[name] for name in _PASSED_ON if _HEADER.fullmatch(headers.get(name, ""))}
+    given = {name: headers[name] for name, form in _PASSED_ON.items() if form.fullmatch(headers.get(name, ""))}
     if said is None:
         kept = json.dumps({"error": _error_object(status, error)})
     else:
-        kept = body if public == said else json.dumps(public)
+        kept = json.dumps(public) if redaction.hits(body) else body
         if _JSON.fullmatch(headers.get("content-type", "")):
             given["content-type"] = headers["content-type"]
     refusal = Refusal(status=status, headers=given, body=kept.decode("latin-1"))
@@ -55,20 +62,21 @@ def _json(body: bytes) -> Any:
     return None if json.is_deep(body, said) else said
 
 
-def _words(kind: str, body: bytes) -> Any:
+def _words(kind: str, body: bytes, redaction: Redaction) -> Any:
     """What a body says that is not JSON, as far as it is meant for a reader: an error object, or a text."""
     if kind == "text/event-stream":
         decoder = Decoder(LARGEST)
         for message in (*decoder.feed(body), decoder.finish()):
             said = _json(message.data) if message is not None else None
             if isinstance(said, dict):
-                return said.get("error") or said
-    text = _UNPRINTABLE.sub(" ", _text(body)).strip() if kind == "text/plain" else ""
-    if text:
-        return text
-    return (
-        f"the upstream answered with {kind or 'something unnamed'}" if body else "the upstream answered without a word"
-    )
+                return redaction.value(said.get("error") or said)
+    # Cut where a secret can no longer be cut in two.
+    words = cut(redaction.text(_text(body))) if kind == "text/plain" else ""
+    printable = _UNPRINTABLE.sub(" ", words).strip()
+    if printable:
+        return printable
+    what = kind if _KIND.fullmatch(kind) else "something unnamed"
+    return f"the upstream answered with {redaction.text(what)}" if body else "the upstream answered without a word"
 
 
 def _text(body: bytes) -> str:

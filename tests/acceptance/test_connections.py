@@ -160,6 +160,15 @@ async def test_a_body_that_comes_while_the_stream_goes_on_is_no_request(service,
     assert (await service.ended(id))["status"] == "completed"
 
 
+async def test_a_large_body_that_nobody_reads_holds_up_nobody(service, ended):
+    async with connected(service.url) as wire:
+        size = 8 << 20
+        await wire.send(stream_of("events", ended, f"Content-Length: {size}\r\n"))
+        await within("the body to be taken", wire.send(b"x" * size), DEADLINE_S)
+        assert (await wire.answer())[0] == 200
+        assert await wire.answer() is None
+
+
 @pytest.mark.parametrize("name", BODIED)
 async def test_what_comes_behind_a_body_is_answered_or_the_connection_closes(service, upstream, name):
     upstream.script = say("a")

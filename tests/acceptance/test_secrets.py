@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from support.api import Api
@@ -16,7 +17,7 @@ from support.valkey import ValkeyServer
 
 # Everywhere that a secret can be.
 SECRETS = {
-    name: f"sk-{name}-5f0c2a71b9"
+    name: f"sk-{name}/5f0c+2a71b9"  # with what URLs spell otherwise
     for name in (
         "key",
         "user",
@@ -43,6 +44,12 @@ CUT = "upstream_truncated"
 SAID = "upstream_error"
 
 
+def spellings(secret: str) -> set[str]:
+    """A secret, most of one, and how it is written elsewhere."""
+    encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
+    return {secret, secret[:-3], quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1], encoded}
+
+
 def always(*writes: Any) -> Play:
     return lambda asked: writes
 
@@ -63,6 +70,37 @@ def in_a_stream(**around: Any) -> Play:
         return [CHUNKED, chunk(TEXT), chunk(b"data: %b\n\n" % json.dumps(error).encode()), END]
 
     return play
+
+
+def in_an_error_twice(asked: Asked) -> list[bytes]:
+    twice = b'{"error": {"message": %b}, "error": {"message": "x"}}' % json.dumps(repeated(asked)).encode()
+    return [sized("401 Unauthorized", "application/json", twice)]
+
+
+def all_in_headers(asked: Asked) -> list[bytes]:
+    key = asked.header("authorization")
+    further = f"Retry-After: {key}\r\nX-Should-Retry: {key}\r\nContent-Length: 2\r\n\r\n{{}}"
+    return [f"HTTP/1.1 429 No\r\nContent-Type: application/json; key={key}\r\n{further}".encode()]
+
+
+def in_a_choice(asked: Asked) -> list[bytes]:
+    choice = {"index": 0, "delta": {}, "error": {"message": repeated(asked)}}
+    return [CHUNKED, chunk(b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode()), END]
+
+
+def in_a_response(asked: Asked) -> list[bytes]:
+    """As a server of the Responses API repeats what it was asked, and fails with a tool."""
+    if b"/responses" not in asked.head:
+        return [CHUNKED, END]
+    tools = json.loads(asked.body).get("tools")
+    item = {"type": "mcp_list_tools", "id": "x", "error": repeated(asked)}
+    events = [
+        {"type": "response.created", "response": {"tools": tools, "output": []}},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.incomplete", "response": {"tools": tools, "error": {"message": repeated(asked)}}},
+        {"type": "response.failed", "response": {"tools": tools, "error": None}},
+    ]
+    return [CHUNKED, *(chunk(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n".encode()) for e in events), END]
 
 
 def in_a_failed_response(asked: Asked) -> list[bytes]:
@@ -102,7 +140,7 @@ FAILURES: Mapping[str, tuple[Play, str]] = {
     "silence": (always(Silence), "upstream_timeout"),
     "silence after a word": (always(CHUNKED, chunk(TEXT), Silence), "upstream_timeout"),
     # What is no answer to this.
-    "a redirect": (lambda asked: [b"HTTP/1.1 302 Found\r\nLocation: /v1?" + asked.head[:60] + b"\r\n\r\n"], SAID),
+    "a redirect": (lambda asked: [b"HTTP/1.1 302 Found\r\nLocation: %b\r\n\r\n" % asked.head.split()[1]], SAID),
     "another protocol": (always(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"), SAID),
     "status 999": (always(sized("999 No", "application/json", b"{}")), SAID),
     "a page": (always(sized("200 OK", "text/html", b"<html>")), NO_HTTP),
@@ -118,6 +156,18 @@ FAILURES: Mapping[str, tuple[Play, str]] = {
         NO_HTTP,
     ),
     "all in a failed response": (in_a_failed_response, ""),
+    "all in headers that go on": (all_in_headers, SAID),
+    "all in what is said twice": (in_an_error_twice, SAID),
+    "all in the error of a choice": (in_a_choice, CUT),
+    "all in an error that does not call itself so": (
+        lambda asked: [CHUNKED, chunk(b"data: %b\n\n" % json.dumps({"detail": repeated(asked)}).encode()), END],
+        NO_HTTP,
+    ),
+    "all behind many words": (
+        lambda asked: [CHUNKED, chunk(b"data: %b %b\n\n" % (b"x" * 60, asked.header("authorization").encode())), END],
+        NO_HTTP,
+    ),
+    "all in a response": (in_a_response, ""),
     "all in the status line": (lambda asked: [b"HTTP/1.1 500 %b\r\n\r\n" % repeated(asked).encode()[:200]], SAID),
     "all in a broken header": (lambda asked: [OK + b"Bad %b\r\n\r\n" % repeated(asked).encode()[:400]], NO_HTTP),
 }
@@ -128,7 +178,7 @@ TOOLS = [
         "server_label": "x",
         "server_url": "https://mcp.example",
         "authorization": SECRETS["tool"],
-        "headers": {"X-Key": SECRETS["tool"]},
+        "headers": {"Authorization": f"Bearer {SECRETS['tool']}"},
     }
 ]
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -197,8 +247,9 @@ async def world(request, tmp_path, start_node) -> AsyncIterator[World]:
     valkey.start()
     try:
         async with RawUpstream() as upstream:
-            where = f"127.0.0.1:{upstream.port}/v1?key={SECRETS['query']}"
-            login = f"{SECRETS['user']}:{SECRETS['password']}@" if request.param == "own" else ""
+            where = f"127.0.0.1:{upstream.port}/v1?key={quote(SECRETS['query'], safe='')}"
+            user, password = (quote(SECRETS[name], safe="") for name in ("user", "password"))
+            login = f"{user}:{password}@" if request.param == "own" else ""
             node = await start_node(
                 valkey_url=valkey.url,
                 upstream_url=f"http://{login}{where}",
@@ -214,12 +265,9 @@ async def world(request, tmp_path, start_node) -> AsyncIterator[World]:
             await node.stop()
             world.out += [node.stderr.encode(), "".join(node.stdout).encode()]
             world.out += [path.read_bytes() for path in (tmp_path / "valkey").rglob("*") if path.is_file()]
-            found = {
-                name
-                for name, secret in (SECRETS | {"login": LOGIN}).items()
-                for out in world.out
-                if secret.encode() in out
-            }
+            secrets = {name: spellings(secret) for name, secret in (SECRETS | {"login": LOGIN}).items()}
+            out = b"\n".join(world.out).lower()
+            found = {name for name, spelt in secrets.items() for each in spelt if each.lower().encode() in out}
             assert found == set()
     finally:
         valkey.destroy()
@@ -263,5 +311,5 @@ async def test_the_upstream_is_told_who_calls(world):
         assert [asked.header("api-key") for asked in world.upstream.asked] == [SECRETS["azure"]] * 2
     else:
         assert authorizations == [f"Basic {LOGIN}", f"Bearer {SECRETS['row']}"]
-    assert all(b"?key=" + SECRETS["query"].encode() + b" HTTP" in asked.head for asked in world.upstream.asked)
+    assert all(b"?key=" + quote(SECRETS["query"]).encode() + b" HTTP" in asked.head for asked in world.upstream.asked)
     assert not any(asked.header("cookie") for asked in world.upstream.asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import time
@@ -54,6 +55,55 @@ async def test_a_call_that_may_have_been_begun_is_not_made_again(node_of, raw, w
     generation = await node.api.ended(await node.api.run())
     assert (generation["status"], generation["error"]["code"]) == ("failed", code)
     assert len(raw.asked) == 1
+
+
+OK_SO_FAR = CHUNKED.removesuffix(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("writes", "drips"),
+    [
+        ((), b"HTTP/1.1 102 Processing\r\n\r\n"),
+        ((OK_SO_FAR,), b"X: y\r\n"),
+        ((OK_SO_FAR, b"X: "), b"y"),
+        ((CHUNKED, chunk(TEXT), b"0\r\n"), b"X: y\r\n"),
+        ((CHUNKED, chunk(TEXT), b"5"), b";a=b"),
+    ],
+    ids=["interim answers", "header lines", "a header", "trailers", "chunk extensions"],
+)
+async def test_bytes_that_are_no_answer_are_no_sign_of_life(node_of, raw, writes, drips):
+    node = await node_of(upstream_idle_timeout_s=0.4)
+    raw.play = lambda asked: itertools.chain(writes, itertools.repeat(drips))
+    generation = await node.api.ended(await node.api.run(), seconds=5)
+    assert (generation["status"], generation["error"]["code"]) == ("failed", "upstream_timeout")
+
+
+@pytest.mark.parametrize("said", [TEXT + STOP + b"data: [DONE]\n\n", pytest.param(TEXT + STOP, marks=pytest.mark.slow)])
+async def test_comments_behind_the_last_word_keep_nothing_open(node_of, raw, said):
+    node = await node_of()
+    raw.play = lambda asked: itertools.chain((CHUNKED, chunk(said)), itertools.repeat(chunk(b": c\n\n")))
+    id = (await node.api.start())["id"]
+    assert (await node.api.ended(id, seconds=20))["status"] == "completed"
+
+
+async def test_what_the_node_takes_for_itself_is_not_the_upstreams_silence(make_node, valkey_proxy, upstream):
+    # given a node that takes little of the upstream's ahead of Valkey, and has little patience with the upstream
+    node = await make_node(upstream_idle_timeout_s=0.5, max_pending_bytes=1024, store_timeout_s=5)
+    id = (await node.api.start())["id"]
+    call = await upstream.called()
+    await call.say("a")
+    await node.api.has(id, events=2)
+
+    # when Valkey does not answer for longer than that, while the upstream has more to say
+    valkey_proxy.hold_replies()
+    for _ in range(4):
+        await call.say("b" * 600)
+    await asyncio.sleep(1.2)
+    valkey_proxy.release()
+
+    # then nothing is the upstream's fault
+    await call.finish()
+    assert (await node.api.ended(id))["status"] == "completed"
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])

@@ -69,6 +69,7 @@ class FaultProxy:
         self.accepted = 0  # connections so far
         self.requests = _Direction("request")
         self.replies = _Direction("reply")
+        self.nonsense: bytes | None = None  # what new connections have instead of each reply, where it is set
         self._cut_at: int | None = None  # of replies.bytes
         self._was_cut = asyncio.Event()
         self._links: set[_Link] = set()
@@ -165,6 +166,11 @@ class FaultProxy:
             client.transport.abort()
 
     async def _link(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        if self.nonsense is not None:
+            with contextlib.suppress(OSError):
+                while self.nonsense is not None and await client_reader.read(_PIECE):
+                    client.write(self.nonsense or b"")
+            return
         try:
             server_reader, server = await asyncio.open_connection(self._target.hostname, self._target.port)
         except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from support.http1 import reset_on_close
@@ -57,7 +57,7 @@ class Asked:
 
 
 Write = bytes | type[Reset] | type[Silence] | type[Kept]
-Play = Callable[[Asked], Sequence[Write]]
+Play = Callable[[Asked], Iterable[Write]]
 
 
 class RawUpstream:

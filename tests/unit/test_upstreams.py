@@ -90,7 +90,20 @@ def test_row_that_cannot_be_read_names_the_setting(rows):
 
 
 def test_key_that_is_not_there_is_named_and_never_shown():
-    with pytest.raises(InvalidSetting, match="--upstreams: expected a key for a\\* in the variable KEY"):
+    with pytest.raises(
+        InvalidSetting, match="--upstreams: expected a key in the variable KEY, which is not set, for row 1"
+    ):
         build_upstream(Settings(upstreams="a* http://x KEY"), {"OTHER": "secret"})
+    for row in (
+        "a* http://x sk-in-the-wrong-place",
+        "a* http://x AKIASECRET0EXAMPLE",
+        "sk-secret http:/x",
+        "http://u:p@x/v1",
+    ):
+        with pytest.raises(InvalidSetting, match="row 1") as raised:
+            build_upstream(Settings(upstreams=row), {})
+        assert not {"sk-in", "AKIA", "sk-secret", "u:p"} & {
+            word for word in ("sk-in", "AKIA", "sk-secret", "u:p") if word in str(raised.value)
+        }
     call = Call(api=Api.CHAT, body={"model": "m"}, credentials={"Authorization": "Bearer secret"})
     assert "secret" not in repr(call)
