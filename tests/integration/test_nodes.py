@@ -104,7 +104,8 @@ async def test_delete_on_one_node_removes_what_runs_on_the_other(pair, valkey, u
     call = await upstream.called()
     async with producing.api.source(id) as here, watching.api.source(id) as there:
         await call.say("a")
-        await there.event("token")
+        for source in (here, there):
+            await source.event("token")
         assert (await watching.api.delete(f"/generations/{id}")).status == 204
         for source in (here, there):
             assert (await source.event("end")).json()["status"] == "cancelled"
