@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, unquote, unquote_plus
 
@@ -48,7 +48,13 @@ class Redaction:
 
     def value(self, value: Any) -> Any:
         """Anything that JSON can say, without the secrets in its strings."""
-        return value if self._pattern is None else _mapped(self.text, value)
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.value(each) for each in value]
+        if isinstance(value, dict):
+            return {self.text(key): self.value(each) for key, each in value.items()}
+        return value
 
     def hits(self, raw: bytes) -> bool:
         """Whether a secret stands somewhere in JSON as it came, in whatever of it."""
@@ -76,16 +82,6 @@ def _spellings(secret: str) -> Iterator[str]:
     yield quote(secret, safe="")
     yield json.dumps(secret)[1:-1]
     yield b64encode(secret.encode(errors="surrogateescape")).decode().rstrip("=")
-
-
-def _mapped(change: Callable[[str], str], value: Any) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_mapped(change, each) for each in value]
-    if isinstance(value, dict):
-        return {change(key): _mapped(change, each) for key, each in value.items()}
-    return value
 
 
 def secrets_in_headers(values: Iterable[str]) -> set[str]:

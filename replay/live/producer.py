@@ -157,7 +157,7 @@ class Producer:
         async with self._upstream.stream(call) as pieces, asyncio.timeout(None) as patience:
             self.answered.set()
             try:
-                left_s: float | None = None  # what it had when it came as far as it has
+                granted_s: float | None = None  # for what may follow the last word; None before that
                 async for piece in pieces:
                     for message in decoder.feed(piece):
                         self._take(recorder.record(message))
@@ -166,8 +166,8 @@ class Producer:
                     if decoder.overflow:
                         raise LimitExceeded(f"upstream event: more than {self._settings.max_chunk_bytes} bytes")
                     allowed_s = _AFTER_DONE_S if recorder.done else _AFTER_FINISH_S if recorder.finished else None
-                    if allowed_s != left_s:  # and not with each piece: comments may go on for ever
-                        left_s = allowed_s
+                    if allowed_s != granted_s:  # and not with each piece: comments may go on for ever
+                        granted_s = allowed_s
                         patience.reschedule(None if allowed_s is None else loop.time() + allowed_s)
                     await self._writer.room()
             finally:

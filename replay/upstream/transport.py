@@ -13,7 +13,7 @@ import asyncio
 import logging
 import ssl
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -144,10 +144,9 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = self._open()
-        connection = _Connection()
+        connection = _Connection(asyncio.timeout(None), self._idle_timeout_s)
         try:
-            async with asyncio.timeout(None) as patience:
-                connection.made = lambda: patience.reschedule(_from_now(self._idle_timeout_s))
+            async with connection.patience:
                 response = await self._session.request(
                     method,
                     self._url.with_path(self._url.raw_path.rstrip("/") + path, encoded=True, keep_query=True),
@@ -215,10 +214,14 @@ class Transport:
 
 @dataclass
 class _Connection:
-    """What is known of the connection that a request got."""
+    """The connection that a request gets, from which on the answer's head is waited for."""
 
-    made: Callable[[], None] = lambda: None
+    patience: asyncio.Timeout
+    idle_timeout_s: float
     reused: bool = False
+
+    def made(self) -> None:
+        self.patience.reschedule(asyncio.get_running_loop().time() + self.idle_timeout_s)
 
 
 async def _connected(session: object, request: SimpleNamespace, params: object) -> None:
@@ -228,10 +231,6 @@ async def _connected(session: object, request: SimpleNamespace, params: object) 
 async def _reused(session: object, request: SimpleNamespace, params: object) -> None:
     request.trace_request_ctx.reused = True
     request.trace_request_ctx.made()
-
-
-def _from_now(seconds: float) -> float:
-    return asyncio.get_running_loop().time() + seconds
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> bytes:

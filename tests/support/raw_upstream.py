@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from support.http1 import reset_on_close
+from support.tcp_server import TcpServer
 
 _BETWEEN_S = 0.02  # so that what is sent in two writes arrives as two
 
@@ -60,46 +60,19 @@ Write = bytes | type[Reset] | type[Silence] | type[Kept]
 Play = Callable[[Asked], Iterable[Write]]
 
 
-class RawUpstream:
+class RawUpstream(TcpServer):
     """An async context manager; `play` says what each request is answered with, a write each, and then a close."""
 
     def __init__(self, play: Play | None = None) -> None:
+        super().__init__()
         self.play: Play = play or (lambda asked: [])
         self.asked: list[Asked] = []
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    async def __aenter__(self) -> RawUpstream:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                kept = await self._answer(reader, writer, again=False)
-                while kept:
-                    kept = await self._answer(reader, writer, again=True)
-        except asyncio.CancelledError:
-            pass  # the test is over; asyncio's own callback would report it
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer what is asked on a connection, for as long as it is kept."""
+        kept = await self._answer(reader, writer, again=False)
+        while kept:
+            kept = await self._answer(reader, writer, again=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, again: bool) -> bool:
         """Answer one request; whether the connection is kept."""
@@ -120,6 +93,4 @@ class RawUpstream:
             writer.write(write)
             await writer.drain()
             await asyncio.sleep(_BETWEEN_S)
-        writer.close()
-        await writer.wait_closed()
         return False

@@ -9,7 +9,6 @@ connection is reset, where most proxies would answer 502 and so end an EventSour
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from support.http1 import reset_on_close
 from support.ports import free_port
+from support.tcp_server import TcpServer
 
 _PIECE = 64 << 10
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
@@ -29,50 +29,29 @@ class Asked(NamedTuple):
     headers: Mapping[str, str]  # names in lower case
 
 
-class Site:
+class Site(TcpServer):
     """An async context manager; `folders` gives the first part of a path its directory.
 
     Every answer closes its connection, so that one connection is one request.
     """
 
     def __init__(self, node_url: str, folders: Mapping[str, Path]) -> None:
+        super().__init__(free_port())
         self.node_url = node_url
         self.requests: list[Asked] = []  # those for the node
         self._folders = folders
-        self._port = free_port()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def cursors(self) -> list[str | None]:
         """The Last-Event-ID of every events request, in order."""
         return [asked.headers.get("last-event-id") for asked in self.requests if "/events" in asked.target]
 
-    async def __aenter__(self) -> Site:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            # A browser opens connections that it never uses, and drops them when it pleases.
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                await self._answer(await reader.readuntil(b"\r\n\r\n"), reader, writer)
-        finally:
-            self._tasks.discard(task)
-            writer.close()
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A file, or what the node answers."""
+        await self._answer(await reader.readuntil(b"\r\n\r\n"), reader, writer)
 
     async def _answer(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first, *lines = head.decode("latin-1").split("\r\n")
