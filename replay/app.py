@@ -21,8 +21,10 @@ from replay.http.bundles import Bundles
 from replay.http.events import Events
 from replay.http.feed import LifeFeed
 from replay.http.generations import Generations
+from replay.http.headers import complete_response
 from replay.http.openai import Calls, Completions
 from replay.http.ops import Ops
+from replay.http.origins import Origins
 from replay.http.pages import Pages
 from replay.http.problems import answer_problems
 from replay.http.responses import ResponseCalls
@@ -73,6 +75,7 @@ class App:
 
     async def _start(self) -> str:
         settings, parts = self.settings, self._parts
+        origins = Origins(settings)
         alone = settings.valkey_url is None
         url = settings.valkey_url or await self._start_embedded()
         store = ValkeyStore(url, timeout_s=settings.store_timeout_s)
@@ -111,9 +114,10 @@ class App:
         if self._siblings is not None:
             await self._siblings.start(ops.registry)
             parts.push_async_callback(self._siblings.stop)
-        web_app = web.Application(middlewares=[answer_problems], client_max_size=settings.max_body_bytes)
+        web_app = web.Application(middlewares=[answer_problems, origins.admit], client_max_size=settings.max_body_bytes)
+        web_app.on_response_prepare.append(complete_response)
         calls = Calls(store, self.hub, self.producers, starter, upstream, self._streaming, settings)
-        openai = (Completions(calls), Stored(calls), Tokens(calls), ResponseCalls(calls))
+        openai = (Completions(calls), Stored(calls), Tokens(calls, origins), ResponseCalls(calls))
         watching = (
             events,
             Transcripts(self.hub),
@@ -134,7 +138,7 @@ class App:
 
     async def _listen(self, web_app: web.Application) -> str:
         settings = self.settings
-        runner = Runner(web_app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
+        runner = Runner(web_app, settings, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
         await runner.setup()
         self._parts.push_async_callback(runner.cleanup)
         shared = None if self._siblings is None else True  # by default a port is nobody else's

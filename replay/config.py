@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -28,11 +29,14 @@ def _setting(
     least: float | None = None,
     most: float = sys.maxsize,
     choices: Sequence[str] = (),
+    each: str = "",
 ) -> Any:
-    """A setting; a secret has no flag, since every user of a machine can read its process list."""
-    return field(
-        default=default, metadata={"help": help, "secret": secret, "least": least, "most": most, "choices": choices}
-    )
+    """A setting; a secret has no flag, since every user of a machine can read its process list.
+
+    ``each`` is the expression that every member of a list has to match.
+    """
+    limits = {"least": least, "most": most, "choices": choices, "each": each}
+    return field(default=default, metadata={"help": help, "secret": secret, **limits})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,18 @@ class Settings:
 
     host: str = _setting("127.0.0.1", "address to listen on; loopback, because the service asks nobody who they are")
     port: int = _setting(8080, "port to listen on; 0 takes a free one", least=0, most=65_535)
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        "names, `*.example.com` or `*`, that may stand in `Host` beside --host and loopback's; on loopback always, "
+        "elsewhere once one is named here. Any other may be that of a page which had its own name mean this machine",
+        each=r"\*|(\*\.)?[\w.:-]+",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        "origins whose pages may call from browsers, such as https://app.example.com, or `*`; without it only the "
+        "service's own",
+        each=r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+",
+    )
     workers: int = _setting(1, "processes that share the port and the Valkey; one keeps at most one core busy", least=1)
 
     valkey_url: str | None = _setting(
@@ -90,7 +106,12 @@ class Settings:
 
     max_body_bytes: int = _setting(8 << 20, "request body; protects the node's memory", least=1024)
     request_timeout_s: float = _setting(
-        30.0, "seconds a request body may take to arrive; protects from callers that hold it back", least=0.001
+        30.0,
+        "seconds a request's head may take to arrive, and then its body; protects from callers that hold them back",
+        least=0.001,
+    )
+    idle_connection_s: float = _setting(
+        75.0, "seconds a connection may wait for a request; proxies keep theirs to a node for up to 60", least=0.001
     )
     max_metadata_bytes: int = _setting(16 << 10, "a generation's metadata as JSON; every list carries it", least=2)
     max_kept_request_bytes: int = _setting(
@@ -148,6 +169,10 @@ class Settings:
             choices = setting.metadata["choices"]
             if choices and value not in choices:
                 raise InvalidSetting(f"{flag(setting)}: expected {' or '.join(choices)}, got {value!r}")
+            each = setting.metadata["each"]
+            wrong = next((member for member in value if not re.fullmatch(each, member)), None) if each else None
+            if wrong is not None:
+                raise InvalidSetting(f"{flag(setting)}: expected {setting.metadata['help']}; got {wrong!r}")
 
 
 def flag(setting: Field[Any]) -> str:
@@ -165,7 +190,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for setting in fields(Settings):
         if setting.metadata["secret"]:
             continue
-        shown = "" if setting.default in (None, MISSING) else f" (default {setting.default})"
+        shown = "" if setting.default in (None, (), MISSING) else f" (default {setting.default})"
         parser.add_argument(
             flag(setting), dest=setting.name, metavar="…", help=setting.metadata["help"].replace("%", "%%") + shown
         )
@@ -202,6 +227,8 @@ def secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[
 
 
 def _parse(hint: Any, text: str, source: str) -> Any:
+    if hint == tuple[str, ...]:
+        return tuple(re.findall(r"[^\s,]+", text))
     kinds: Sequence[type] = (int, float, Path)
     kind = next((kind for kind in kinds if hint is kind), str)
     try:

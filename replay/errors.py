@@ -54,7 +54,7 @@ class InvalidEventId(InvalidRequest):
 
 
 class CrossSiteRequest(ReplayError):
-    """A page of another site may not change anything here."""
+    """A page of another origin may not change anything here."""
 
     code = "cross_site_request"
     status = 403
@@ -106,6 +106,20 @@ class BodyTooLarge(ReplayError):
 
     code = "body_too_large"
     status = 413
+
+
+class UnsupportedEncoding(ReplayError):
+    """The request body is in an encoding that this node does not know."""
+
+    code = "unsupported_encoding"
+    status = 415
+
+
+class Misdirected(ReplayError):
+    """The request is for a host that this node does not answer for."""
+
+    code = "misdirected_request"
+    status = 421
 
 
 class IdempotencyKeyReused(ReplayError):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from replay import config
 from replay.app import App
@@ -75,7 +76,7 @@ def _log_to_stderr(settings: config.Settings, who: str) -> None:
 
 def _is_ours(record: logging.LogRecord) -> bool:
     """Whether a record tells of more than a client's malformed HTTP, which has been answered with 400."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError | RequestPayloadError)
 
 
 def _allow_many_connections() -> None:

@@ -53,6 +53,8 @@ ONLY_IN = {
     "aiohttp": {"http", "upstream", "app", "serve"},
     "yarl": {"upstream"},
     "prometheus_client": {"http"},
+    "backports": {"http"},
+    "compression": {"http"},
     "uvloop": {"serve"},
     "rich": {"cli"},
     "orjson": {"wire"},

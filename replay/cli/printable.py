@@ -1,10 +1,14 @@
-"""What may go to a terminal: a model's text must not move its cursor, set its title or answer for its user."""
+"""What may go to a terminal: a model's text must not move its cursor, set its title, answer for its user or change the
+order in which what stands there is read."""
 
 from __future__ import annotations
 
 import os
 
-_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}  # C0, DEL, C1
+_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # embeddings, overrides, isolates
+_CONTROLS = {
+    code: None for code in (*range(0x20), *range(0x7F, 0xA0), *_BIDI) if chr(code) not in "\n\t"
+}  # C0, DEL, C1
 
 
 def printable(text: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from replay.config import Settings
-from replay.errors import BodyTooLarge, InvalidRequest, RequestTimeout
+from replay.errors import InvalidRequest
+from replay.http.bodies import read_body
 from replay.live.starter import Order
 from replay.model.generation import check_generation_id
 from replay.upstream import CREDENTIALS, Api
@@ -66,23 +65,9 @@ def order_of(
     )
 
 
-async def _read(request: web.Request, settings: Settings) -> bytes:
-    most = settings.max_body_bytes
-    if request.content_length is not None and request.content_length > most:
-        raise BodyTooLarge(f"body: expected at most {most} bytes, got {request.content_length}")
-    try:
-        async with asyncio.timeout(settings.request_timeout_s):
-            return await request.read()
-    except TimeoutError:
-        raise RequestTimeout(f"body: expected within {settings.request_timeout_s:g} s") from None
-    except (HttpProcessingError, web.RequestPayloadError) as error:
-        raise InvalidRequest(
-            "body: expected it to be in the encodings and of the length that its headers name"
-        ) from error
-
-
 async def read_object(request: web.Request, settings: Settings) -> dict[str, Any]:
-    raw = await _read(request, settings)
+    """The JSON object in a request's body; raises InvalidRequest, and what `read_body` raises."""
+    raw = await read_body(request, settings)
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -146,8 +131,8 @@ def _metadata(options: dict[str, Any], body: dict[str, Any], settings: Settings)
 
 def _idempotency_key(request: web.Request) -> str | None:
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not 0 < len(key) <= _LONGEST_KEY:
-        raise InvalidRequest(f"Idempotency-Key: expected 1 to {_LONGEST_KEY} characters, got {len(key)}")
+    if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable()):
+        raise InvalidRequest(f"Idempotency-Key: expected 1 to {_LONGEST_KEY} characters of printable ASCII")
     return key
 
 

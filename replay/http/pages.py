@@ -20,7 +20,6 @@ _HEADERS = {
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "font-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # a generation's address is all it takes to read it
     # The files name each other without a version: the browser asks each time, and is told that it has them.
     "Cache-Control": "no-cache",

@@ -12,7 +12,6 @@ from aiohttp.typedefs import Handler
 from replay.errors import (
     Abandoned,
     BodyTooLarge,
-    CrossSiteRequest,
     GenerationExists,
     LimitExceeded,
     Refusal,
@@ -26,7 +25,6 @@ from replay.wire.refusals import openai_type
 
 log = logging.getLogger(__name__)
 
-_READING = frozenset(("GET", "HEAD", "OPTIONS"))
 # OpenAI's clients try again after these; after some of ours it cannot help.
 _RETRIED = frozenset((408, 409, 429, *range(500, 600)))
 _PERMANENT = frozenset((GenerationExists.code, LimitExceeded.code, Abandoned.code, "cancelled"))
@@ -74,8 +72,6 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        if request.method not in _READING:
-            refuse_cross_site(request)
         return await handler(request)
     except ReplayError as error:
         return _answer_to_error(request, error)
@@ -119,9 +115,3 @@ def _answer_to_http(request: web.Request, error: web.HTTPException) -> web.Respo
     if isinstance(error, web.HTTPMethodNotAllowed):
         answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     return answer
-
-
-def refuse_cross_site(request: web.Request) -> None:
-    """A page of another site may make a browser send a request with the user's network position."""
-    if request.headers.get("Sec-Fetch-Site") == "cross-site":
-        raise CrossSiteRequest("this page belongs to another site; call from your own origin, or from a server")

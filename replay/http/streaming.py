@@ -110,5 +110,4 @@ def _headers(face: Face) -> dict[str, str]:
         "Content-Type": face.content_type,
         "Cache-Control": "no-cache, no-transform",
         "X-Accel-Buffering": "no",
-        "X-Content-Type-Options": "nosniff",
     }

@@ -14,6 +14,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
+from replay.http.headers import complete
 from replay.live.outlet import Lent
 
 
@@ -37,6 +38,7 @@ def head(request: web.Request, headers: dict[str, str]) -> bytes:
     """Status line and headers of a 200 that ends with its connection."""
     lines = [f"HTTP/{request.version.major}.{request.version.minor} 200 OK"]
     fields = CIMultiDict(headers)
+    complete(fields, request)
     fields["Date"] = formatdate(usegmt=True)
     if is_chunked(request):
         # No `Connection: close`: with it, Node 20's fetch takes a cut for a clean end.

@@ -18,7 +18,7 @@ from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
 from replay.http.negotiation import generation_id_in
 from replay.http.openai import Calls, failure, link_headers, said_nothing
 from replay.http.orders import chat_request, order_of, read_object
-from replay.http.problems import refuse_cross_site
+from replay.http.origins import Origins
 from replay.live.feed import Feed
 from replay.model.event import EventId
 from replay.upstream import Api
@@ -47,8 +47,9 @@ _PARAMETERS: dict[str, Callable[[str], Any]] = {
 class Tokens:
     """`GET` and `POST /v1/completions/stream`."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, origins: Origins) -> None:
         self._calls = calls
+        self._origins = origins
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
@@ -60,7 +61,7 @@ class Tokens:
         cursor = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
         if cursor:
             return await self._resume(request, cursor)
-        refuse_cross_site(request)  # it costs money, and any page may make a browser send a GET
+        self._origins.refuse_foreign(request)  # it costs money, and any page may make a browser send a GET
         return await self._start(request, _body_of(request), None)
 
     async def post(self, request: web.Request) -> web.StreamResponse:

@@ -9,14 +9,13 @@ import asyncio
 import contextlib
 import http.client
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from support.deadlines import DEADLINE_S, within
 from support.upstream import say
+from support.wire import connected
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 STREAMS = {
@@ -31,65 +30,13 @@ LINES = "Accept: application/x-ndjson\r\n"
 AFTER_S = 0.3  # so long something has to go on not happening
 
 
-class Wire:
-    """A connection on which a test writes what it likes."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, data: str | bytes) -> None:
-        self.writer.write(data.encode() if isinstance(data, str) else data)
-        await self.writer.drain()
-
-    async def answer(self) -> tuple[int, bytes] | None:
-        """Status and body of the next response; None when the connection is closed instead."""
-        return await within("an answer, or the end of the connection", self._answer(), DEADLINE_S)
-
-    async def _answer(self) -> tuple[int, bytes] | None:
-        first = await self.reader.read(1)
-        if not first:
-            return None
-        head = (first + await self.reader.readuntil(b"\r\n\r\n")).decode()
-        fields = {
-            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head.split("\r\n"))
-        }
-        if "content-length" in fields:
-            return int(head[9:12]), await self.reader.readexactly(int(fields["content-length"]))
-        if head[9:12] == "204":
-            return 204, b""
-        assert fields["transfer-encoding"] == "chunked"
-        body = b""
-        while size := int(await self.reader.readuntil(b"\r\n"), 16):
-            body += (await self.reader.readexactly(size + 2))[:-2]
-        assert await self.reader.readexactly(2) == b"\r\n"
-        return int(head[9:12]), body
-
-    async def said_within(self, seconds: float) -> bytes | None:
-        """What comes in a while, empty when the connection ends; None when nothing does."""
-        try:
-            return await asyncio.wait_for(self.reader.read(1 << 16), seconds)
-        except TimeoutError:
-            return None
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Wire]:
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    try:
-        yield Wire(reader, writer)
-    finally:
-        writer.transport.abort()
-
-
 def get(path: str, *headers: str) -> str:
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\n{''.join(headers)}\r\n"
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{''.join(headers)}\r\n"
 
 
 def post(path: str, body: object, *headers: str) -> str:
     text = json.dumps(body)
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n{''.join(headers)}\r\n{text}"
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(text)}\r\n{''.join(headers)}\r\n{text}"
 
 
 def stream_of(name: str, id: str, *headers: str) -> str:
@@ -123,7 +70,7 @@ async def ended(service, upstream) -> str:
 @pytest.mark.parametrize("name", STREAMS)
 async def test_a_body_that_comes_late_is_no_request(service, ended, name, announced):
     # given a stream that was asked for with a body, which does not come
-    smuggled = f"DELETE /generations/{ended} HTTP/1.1\r\nHost: x\r\n\r\n"
+    smuggled = f"DELETE /generations/{ended} HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with connected(service.url) as wire:
         await wire.send(stream_of(name, ended, announced.format(size=len(smuggled))))
         status, body = await wire.answer()
@@ -142,7 +89,7 @@ async def test_a_body_that_comes_while_the_stream_goes_on_is_no_request(service,
     id = (await service.start())["id"]
     call = await upstream.called()
     await call.say("a")
-    smuggled = f"POST /generations/{id}/cancel HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    smuggled = f"POST /generations/{id}/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     async with connected(service.url) as wire:
         await wire.send(stream_of(name, id, f"Content-Length: {len(smuggled)}\r\n"))
         await within("the head", wire.reader.readuntil(b"\r\n\r\n"), DEADLINE_S)

@@ -9,9 +9,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.api import assert_problem, text_of
 from support.deadlines import eventually
-from support.http1 import request
+from support.http1 import open_stream, request
 from support.sse import messages, streaming
 from support.upstream import say
+from support.wire import connected
 
 # Probes and descriptions.
 
@@ -67,6 +68,43 @@ async def test_openapi_describes_every_call(service):
 
 
 # Settings.
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(
+            ("GET", path)
+            for path in ("/", "/g/x", "/replay.js", "/dashboard/nothing", "/healthz", "/readyz", "/metrics")
+        ),
+        *(("GET", path) for path in ("/openapi.json", "/generations", "/generations/x", "/nothing", "/v1/models")),
+        *(("GET", f"/generations/{{id}}{rest}") for rest in ("", "/events", "/events?format=openai", "/transcript")),
+        *(
+            ("GET", path)
+            for path in ("/events?generation={id}", "/events?generation=x", "/generations/x/events?after=y")
+        ),
+        *(("HEAD", path) for path in ("/", "/generations", "/generations/{id}")),
+        *(("OPTIONS", path) for path in ("/generations", "/nothing")),
+        *(("POST", path) for path in ("/healthz", "/generations", "/generations/{id}/cancel", "/v1/chat/completions")),
+        ("DELETE", "/generations/{id}"),
+        ("DELETE", "/generations/x"),
+    ],
+)
+async def test_no_answer_names_a_version_or_lets_a_browser_guess(service, upstream, method, path):
+    upstream.script = say("a")
+    stream = await open_stream(service.at(path.format(id=await service.run())), method=method)
+    assert (stream.headers["server"], stream.headers["x-content-type-options"]) == ("replay", "nosniff")
+    assert stream.headers["cache-control"]
+    stream.hang_up()
+
+
+@pytest.mark.parametrize("line", ["nonsense", "GET / HTTP/9.9", "GET /" + "x" * 40_000 + " HTTP/1.1"])
+async def test_neither_does_an_answer_to_what_is_no_request(service, line):
+    async with connected(service.url) as wire:
+        await wire.send(f"{line}\r\nHost: localhost\r\n\r\n")
+        said = (await wire.reader.readuntil(b"\r\n\r\n")).decode().lower()
+        assert "\r\nserver: replay\r\n" in said
+        assert "\r\nx-content-type-options: nosniff\r\n" in said
 
 
 async def test_ready_line_is_the_first_on_stdout_and_tells_the_taken_port(start_node, valkey, upstream):

@@ -26,7 +26,9 @@ from support.upstream import Call, generate, say
 
 ROWS, COLUMNS = 24, 80
 FOREIGN = re.compile(r"REPLAY_|OPENAI_|NO_COLOR|FORCE_COLOR|COLUMNS|LINES|.*_PROXY$", re.IGNORECASE)
-EVIL = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\x7f\re\tf"
+EVIL = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\x7f\re\tf" + "".join(
+    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+)
 
 
 class Command:
@@ -599,6 +601,7 @@ async def test_a_model_cannot_steer_the_terminal(show, upstream):
     assert window.screen.lines[1] == "a[31mb]0;titlec2Jde     f[2Jg"
     assert b"a[31mb]0;titlec2Jde\tf" in window.bytes
     assert b"\x1b[2J" not in window.bytes
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", window.bytes.decode())
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])

@@ -579,7 +579,7 @@ async def test_a_page_of_another_site_may_not_start_anything_but_may_go_on(servi
     assert messages(answer.body) == whole[1:]
 
 
-@pytest.mark.parametrize("site", ["same-origin", "same-site", "none"])
+@pytest.mark.parametrize("site", ["same-origin", "none"])
 async def test_a_page_of_our_own_may(service, upstream, site):
     upstream.script = say("a")
     answer = await service.get(PATH, {"Sec-Fetch-Site": site}, prompt="Hi")

@@ -110,15 +110,15 @@ class Tab:
 
 
 @contextlib.asynccontextmanager
-async def chromium(*, watch: bool = True, **options: Any) -> AsyncIterator[BrowserContext]:
+async def chromium(*flags: str, watch: bool = True, **options: Any) -> AsyncIterator[BrowserContext]:
     """A fresh browser; without Chromium the test fails, since a skipped browser is a browser nobody has tried.
 
-    With `watch`, every page's EventSource is listened to; options are those of a Playwright context.
+    With `watch`, every page's EventSource is listened to; flags are Chromium's, options those of a Playwright context.
     """
     program = shutil.which("chromium")
     assert program, f"chromium is not installed; on Debian, as root: {INSTALL}"
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=[*FLAGS])
+        browser = await playwright.chromium.launch(executable_path=program, args=[*FLAGS, *flags])
         try:
             context = await browser.new_context(**options)
             if watch:

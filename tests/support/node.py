@@ -32,8 +32,16 @@ class Node(Process):
     without any setting of the service.
     """
 
-    def __init__(self, directory: Path, *, env: Mapping[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        most_open_files: int | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__()
+        self._limits = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(most_open_files)] if most_open_files else []
         self.settings: dict[str, Any] = {"port": free_port()} | settings
         self.env = dict(env or {})
         self.stdout: list[str] = []
@@ -69,7 +77,7 @@ class Node(Process):
         with self._log.open("ab") as log:
             self._popen = await asyncio.to_thread(
                 subprocess.Popen,
-                [sys.executable, "-m", "replay", "serve", *flags],
+                [*self._limits, sys.executable, "-m", "replay", "serve", *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -26,6 +26,11 @@ class Process:
     def running(self) -> bool:
         return self._popen is not None and self._popen.poll() is None
 
+    @property
+    def open_files(self) -> int:
+        """How many file descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def terminate(self) -> None:
         """SIGTERM: please stop."""
         os.kill(self.pid, signal.SIGTERM)

@@ -16,6 +16,7 @@ from replay.errors import InvalidSetting
 README = Path(__file__).parents[2] / "README.md"
 SETTINGS = fields(Settings)
 PUBLIC = [setting for setting in SETTINGS if not setting.metadata["secret"]]
+EXAMPLES = {"allowed_hosts": "replay.example", "cors_origins": "https://app.example"}
 NUMBERS = [setting for setting in SETTINGS if type(setting.default) in (int, float)]
 
 
@@ -43,8 +44,8 @@ def test_flag_beats_environment_beats_default():
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
 def test_every_setting_can_be_given_by_flag_and_by_environment(setting):
-    text = (*setting.metadata["choices"], "4321")[0 if setting.metadata["choices"] else -1]
-    expected = {int: 4321, float: 4321.0, type(Path()): Path("4321")}.get(type(setting.default), text)
+    text = EXAMPLES.get(setting.name) or (setting.metadata["choices"] or ("4321",))[0]
+    expected = {int: 4321, float: 4321.0, type(Path()): Path("4321"), tuple: (text,)}.get(type(setting.default), text)
     assert getattr(load({}, {variable(setting): text}), setting.name) == expected
     if setting in PUBLIC:
         assert getattr(load(parse(flag(setting), text), {}), setting.name) == expected
@@ -116,6 +117,30 @@ def test_value_that_is_not_one_of_a_few_names_its_setting_and_them(name, text):
         load({name: text}, {})
 
 
+@pytest.mark.parametrize("separator", [",", ", ", " ", "\n", " , "])
+def test_members_of_a_list_are_separated_by_commas_or_blanks(separator):
+    settings = load({"allowed_hosts": separator.join(["a.example", "*.b.example", "[::1]"[1:-1]])}, {})
+    assert settings.allowed_hosts == ("a.example", "*.b.example", "::1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("allowed_hosts", "https://a.example"),
+        ("allowed_hosts", "a.example/"),
+        ("allowed_hosts", "a.*.example"),
+        ("cors_origins", "a.example"),
+        ("cors_origins", "https://a.example/"),
+        ("cors_origins", "https://user@a.example"),
+        ("cors_origins", "https://a.example, null"),
+        ("cors_origins", "https://*.example"),
+    ],
+)
+def test_member_that_cannot_be_used_names_its_setting(name, text):
+    with pytest.raises(InvalidSetting, match=re.escape(f"--{name.replace('_', '-')}: expected ")):
+        load({name: text}, {})
+
+
 # What is said of them.
 
 
@@ -134,7 +159,7 @@ def test_help_of_the_command_line_names_every_flag_and_its_default(setting):
     config.add_flags(parser)
     (line,) = [line for line in parser.format_help().splitlines() if line.strip().startswith(flag(setting) + " ")]
     assert setting.metadata["help"] in line
-    assert setting.default is None or f"(default {setting.default})" in line
+    assert setting.default in (None, ()) or f"(default {setting.default})" in line
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
@@ -153,4 +178,4 @@ def test_readme_names_no_setting_that_does_not_exist():
 @pytest.mark.parametrize("setting", PUBLIC, ids=by_name)
 def test_readme_tells_the_default(setting):
     (row,) = [line for line in README.read_text().splitlines() if line.startswith(f"| `{flag(setting)}` |")]
-    assert setting.default is None or f"| `{setting.default}` |" in row
+    assert setting.default in (None, ()) or f"| `{setting.default}` |" in row

@@ -1,0 +1,27 @@
+"""The headers that every answer has, whoever writes it."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+CORS = "cors"  # where a request holds the headers that let the page which sent it read the answer
+
+# A model's words and a caller's are in the answers: no browser may take them for a script or a page.
+STANDING = {"Server": "replay", "X-Content-Type-Options": "nosniff"}
+
+
+def complete(headers: CIMultiDict[str], request: web.BaseRequest) -> None:
+    """Add what every answer has to the headers of one."""
+    headers.update(STANDING)
+    headers.setdefault("Cache-Control", "no-store")  # a proxy may keep even a 404 that says nothing of it
+    cors: dict[str, str] = dict(request.get(CORS, {}))
+    varies = [headers["Vary"]] if "Vary" in headers else []
+    if "Vary" in cors:
+        headers["Vary"] = ", ".join([*varies, cors.pop("Vary")])
+    headers.update(cors)
+
+
+async def complete_response(request: web.Request, response: web.StreamResponse) -> None:
+    """The same as a signal of the application, for responses that the server writes."""
+    complete(response.headers, request)

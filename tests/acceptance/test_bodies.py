@@ -1,0 +1,141 @@
+"""Bodies as they are sent: encoded, cut, too large when decoded, or not what their headers say."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import zlib
+
+import pytest
+from support.api import assert_problem
+from support.http1 import request
+from support.upstream import say
+from support.wire import connected
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+RAW = json.dumps(CHAT).encode()
+
+
+def deflate_without_header(raw: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(raw) + packer.flush()
+
+
+ENCODED = {
+    "gzip": ("gzip", gzip.compress(RAW)),
+    "gzip in capitals": ("GZIP", gzip.compress(RAW)),
+    "its old name": ("x-gzip", gzip.compress(RAW)),
+    "deflate": ("deflate", zlib.compress(RAW)),
+    "deflate as some send it": ("deflate", deflate_without_header(RAW)),
+    "zstd": ("zstd", zstd.compress(RAW)),
+    "none": ("identity", RAW),
+    "nothing": ("", RAW),
+}
+STARTS = {
+    "/generations": CHAT,
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": "m", "prompt": "Hi"},
+    "/v1/responses": {"model": "m", "input": "Hi"},
+    "/v1/completions/stream": {"model": "m", "prompt": "Hi"},
+}
+
+
+async def send(service, path: str, encoding: str, body: bytes):
+    return await request("POST", service.at(path), headers={"Content-Encoding": encoding}, body=body)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+async def test_an_encoded_body_is_understood(service, upstream, name):
+    upstream.script = say("a")
+    encoding, body = ENCODED[name]
+    assert (await send(service, "/generations", encoding, body)).status == 201
+    assert [call.request["messages"] for call in upstream.calls] == [CHAT["messages"]]
+
+
+@pytest.mark.parametrize("path", STARTS)
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, zstd.compress])
+async def test_an_encoded_body_is_understood_wherever_something_starts(service, upstream, path, pack):
+    upstream.script = say("a")
+    encoding = {gzip.compress: "gzip", zlib.compress: "deflate", zstd.compress: "zstd"}[pack]
+    assert (await send(service, path, encoding, pack(json.dumps(STARTS[path]).encode()))).status in (200, 201)
+
+
+SPOILT = {
+    "not encoded": lambda packed: RAW,
+    "cut": lambda packed: packed[: len(packed) // 2],
+    "cut at the end": lambda packed: packed[:-2],
+    "with something behind": lambda packed: packed + b"rest",
+    "twice": lambda packed: packed + packed,
+    "empty": lambda packed: b"",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
+async def test_a_body_that_is_not_what_it_claims_is_refused(make_node, upstream, encoding, spoil):
+    node = await make_node()
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress}[encoding](RAW)
+    assert_problem(await send(node.api, "/generations", encoding, SPOILT[spoil](packed)), 400, "invalid_request")
+    assert upstream.calls == []
+    assert "Traceback" not in node.stderr
+
+
+@pytest.mark.parametrize("encoding", ["br", "compress", "gzip, gzip", "gzip, zstd", "nonsense"])
+@pytest.mark.parametrize("path", STARTS)
+async def test_an_encoding_that_is_not_known_is_refused_in_the_shape_of_the_path(service, upstream, path, encoding):
+    answer = await send(service, path, encoding, RAW)
+    if path.startswith("/v1/"):
+        error = answer.json()["error"]
+        assert (answer.status, error["code"], error["type"]) == (415, "unsupported_encoding", "invalid_request_error")
+    else:
+        assert_problem(answer, 415, "unsupported_encoding")
+    assert all(name in answer.body.decode() for name in ("gzip", "deflate", "zstd"))
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, zstd.compress])
+async def test_the_limit_holds_for_what_a_body_is_when_decoded(service, upstream, pack):
+    encoding = {gzip.compress: "gzip", zlib.compress: "deflate", zstd.compress: "zstd"}[pack]
+    body = pack(json.dumps(CHAT | {"user": "x" * (64 << 20)}).encode())
+    assert len(body) < 1 << 20
+    assert_problem(await send(service, "/generations", encoding, body), 413, "body_too_large")
+    assert upstream.calls == []
+
+
+async def test_a_frame_that_asks_for_more_memory_than_a_sender_may_is_refused(service, upstream):
+    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
+    packer = zstd.ZstdCompressor(options=options)
+    body = packer.compress(RAW) + packer.flush()
+    assert_problem(await send(service, "/generations", "zstd", body), 400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "body", ['5\r\n{"a":\r\nzz\r\n', "-1\r\n\r\n", "99999999999999999\r\n"], ids=["size", "negative", "endless"]
+)
+async def test_a_body_whose_chunks_are_broken_is_refused(make_node, upstream, body):
+    node = await make_node()
+    head = "POST /generations HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with connected(node.url) as wire:
+        await wire.send(head + body)
+        answer = await wire.answer()
+        assert answer is not None
+        assert answer[0] == 400
+    assert "Traceback" not in node.stderr
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize("key", ["é", "ключ", "\x01", "a\tb", "k" * 256])
+async def test_an_idempotency_key_is_printable_ascii(service, upstream, key):
+    head = "POST /generations HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: "
+    async with connected(service.url) as wire:
+        await wire.send(head.encode() + key.encode() + b"\r\nContent-Length: %d\r\n\r\n" % len(RAW) + RAW)
+        answer = await wire.answer()
+        assert answer is not None
+        assert (answer[0], b'"invalid_request"' in answer[1]) == (400, True)
+    assert upstream.calls == []
