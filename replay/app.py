@@ -17,6 +17,7 @@ from aiohttp import web
 from replay import config
 from replay.config import Settings
 from replay.errors import InvalidSetting
+from replay.http.bodies import Bodies
 from replay.http.bundles import Bundles
 from replay.http.events import Events
 from replay.http.feed import LifeFeed
@@ -109,14 +110,17 @@ class App:
         starter = Starter(store, self.hub, self.producers, upstream, settings, node=self.name)
         self._streaming = Streaming(self.hub, settings, counters)
         events = Events(self.hub, self._streaming)
-        generations = Generations(store, self.hub, chronicle, self.producers, starter, events, settings, node=self.name)
+        bodies = Bodies(settings)
+        generations = Generations(
+            store, self.hub, chronicle, self.producers, starter, events, bodies, settings, node=self.name
+        )
         ops = Ops(store, self.hub, self.producers, counters, siblings=self._siblings)
         if self._siblings is not None:
             await self._siblings.start(ops.registry)
             parts.push_async_callback(self._siblings.stop)
         web_app = web.Application(middlewares=[answer_problems, origins.admit], client_max_size=settings.max_body_bytes)
         web_app.on_response_prepare.append(complete_response)
-        calls = Calls(store, self.hub, self.producers, starter, upstream, self._streaming, settings)
+        calls = Calls(store, self.hub, self.producers, starter, upstream, self._streaming, bodies, settings)
         openai = (Completions(calls), Stored(calls), Tokens(calls, origins), ResponseCalls(calls))
         watching = (
             events,

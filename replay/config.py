@@ -105,6 +105,14 @@ class Settings:
     idempotency_ttl_s: int = _setting(86_400, "seconds an Idempotency-Key is remembered", least=1)
 
     max_body_bytes: int = _setting(8 << 20, "request body; protects the node's memory", least=1024)
+    max_body_values: int = _setting(
+        250_000,
+        "JSON values in a request body; each takes some hundred bytes of memory, and time to look at",
+        least=100,
+    )
+    max_bodies_bytes: int = _setting(
+        256 << 20, "all request bodies that are being received; beyond it callers are told to come back", least=1024
+    )
     request_timeout_s: float = _setting(
         30.0,
         "seconds a request's head may take to arrive, and then its body; protects from callers that hold them back",

@@ -136,6 +136,13 @@ class TooManyGenerations(ReplayError):
     status = 429
 
 
+class Overloaded(ReplayError):
+    """This node holds as many bytes of request bodies as it may."""
+
+    code = "overloaded"
+    status = 503
+
+
 class Draining(ReplayError):
     """This node is shutting down and starts nothing new."""
 

@@ -1,4 +1,4 @@
-"""Reads a request's body, decoded as its `Content-Encoding` says (RFC 9110, 8.4)."""
+"""Reads the bodies of requests: JSON objects, encoded as their `Content-Encoding` says (RFC 9110, 8.4)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from replay.config import Settings
-from replay.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedEncoding
+from replay.errors import BodyTooLarge, InvalidRequest, Overloaded, RequestTimeout, UnsupportedEncoding
+from replay.wire import json
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -41,47 +42,94 @@ _DECODERS: dict[str, Callable[[bytes], _Decoder]] = {
     # No larger a window than RFC 9659 lets a sender use: a frame may ask for memory that it never fills.
     "zstd": lambda _: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23}),
 }
+_AT_ONCE = 64 << 10  # bytes of a body that is looked at in a moment
 _KNOWN = "gzip, deflate, zstd"
 
 
-async def read_body(request: web.Request, settings: Settings) -> bytes:
-    """The whole body, decoded.
+class Bodies:
+    """Reads the bodies of a node's requests, and bounds what they take."""
 
-    Raises BodyTooLarge, as sent or as decoded; RequestTimeout; UnsupportedEncoding; InvalidRequest where it is not what
-    its headers announce.
-    """
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._held = 0  # bytes of those that are being received
+
+    async def read_object(self, request: web.Request) -> dict[str, Any]:
+        """The JSON object that is a request's body.
+
+        Raises BodyTooLarge, for what was sent and for what it is when decoded; Overloaded; RequestTimeout;
+        UnsupportedEncoding; InvalidRequest where it is no JSON object, or not what its headers announce.
+        """
+        settings = self._settings
+        encoding = _encoding(request)
+        raw = await self._receive(request)
+        if encoding is None and len(raw) <= _AT_ONCE:
+            return _parsed(raw, settings)
+        # Others go on meanwhile, but for what only C code does.
+        return await asyncio.to_thread(lambda: _parsed(_decoded(raw, encoding, settings), settings))
+
+    async def _receive(self, request: web.Request) -> bytes:
+        settings = self._settings
+        most = settings.max_body_bytes
+        if request.content_length is not None and request.content_length > most:
+            raise BodyTooLarge(f"body: expected at most {most} bytes, got {request.content_length}")
+        raw = bytearray()
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                while piece := await request.content.readany():
+                    raw += piece
+                    self._held += len(piece)
+                    if len(raw) > most:
+                        raise BodyTooLarge(f"body: expected at most {most} bytes")
+                    if self._held > settings.max_bodies_bytes:
+                        raise Overloaded("too many request bodies are being received; try again in a second")
+        except TimeoutError:
+            raise RequestTimeout(f"body: expected within {settings.request_timeout_s:g} s") from None
+        except (HttpProcessingError, web.RequestPayloadError) as error:
+            raise InvalidRequest("body: expected it to be of the length that its headers name") from error
+        finally:
+            self._held -= len(raw)
+        return bytes(raw)
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, for a message."""
+    return json.dumps(value)[:100].decode(errors="replace")
+
+
+def _encoding(request: web.Request) -> str | None:
     names = request.headers.get("Content-Encoding", "").lower().split(",")
     encodings = [name.strip() for name in names if name.strip() not in ("", "identity")]
     if len(encodings) > 1 or not _DECODERS.keys() >= set(encodings):
         raise UnsupportedEncoding(f"Content-Encoding: expected one of {_KNOWN}")
-    raw = await _read(request, settings)
-    if not encodings:
+    return encodings[0] if encodings else None
+
+
+def _decoded(raw: bytes, encoding: str | None, settings: Settings) -> bytes:
+    """A body that is one encoded member and nothing behind it."""
+    if encoding is None:
         return raw
-    try:
-        decoder = _DECODERS[encodings[0]](raw)
-        return await asyncio.to_thread(_decoded, raw, decoder, settings.max_body_bytes)
-    except (zlib.error, zstd.ZstdError, EOFError):
-        raise InvalidRequest(f"body: expected it to be {encodings[0]}, as its Content-Encoding says") from None
-
-
-async def _read(request: web.Request, settings: Settings) -> bytes:
     most = settings.max_body_bytes
-    if request.content_length is not None and request.content_length > most:
-        raise BodyTooLarge(f"body: expected at most {most} bytes, got {request.content_length}")
     try:
-        async with asyncio.timeout(settings.request_timeout_s):
-            return await request.read()
-    except TimeoutError:
-        raise RequestTimeout(f"body: expected within {settings.request_timeout_s:g} s") from None
-    except (HttpProcessingError, web.RequestPayloadError) as error:
-        raise InvalidRequest("body: expected it to be of the length that its headers name") from error
-
-
-def _decoded(raw: bytes, decoder: _Decoder, most: int) -> bytes:
-    """A body that is one encoded member and nothing behind it; raises EOFError where it is not."""
-    decoded = decoder.decompress(raw, most + 1)
-    if len(decoded) > most:
+        decoder = _DECODERS[encoding](raw)
+        decoded = decoder.decompress(raw, most + 1)
+    except (zlib.error, zstd.ZstdError):
+        decoded = None
+    if decoded is not None and len(decoded) > most:
         raise BodyTooLarge(f"body: expected at most {most} bytes when decoded")
-    if not decoder.eof or decoder.unused_data:
-        raise EOFError
+    if decoded is None or not decoder.eof or decoder.unused_data:
+        raise InvalidRequest(f"body: expected it to be {encoding}, as its Content-Encoding says, and nothing else")
     return decoded
+
+
+def _parsed(raw: bytes, settings: Settings) -> dict[str, Any]:
+    if json.has_more_values(raw, settings.max_body_values):
+        raise BodyTooLarge(f"body: expected at most {settings.max_body_values} JSON values")
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("body: expected a JSON object in UTF-8") from None
+    if json.is_deep(raw, body):
+        raise InvalidRequest(f"body: expected at most {json.DEEPEST} levels of JSON")
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"body: expected a JSON object, got {shown(body)}")
+    return body

@@ -10,6 +10,7 @@ from aiohttp import web
 from replay.config import Settings
 from replay.errors import InvalidRequest
 from replay.http import negotiation
+from replay.http.bodies import Bodies
 from replay.http.events import FROM_START, Events, read_wish
 from replay.http.negotiation import generation_id_of
 from replay.http.orders import read_order
@@ -41,6 +42,7 @@ class Generations:
         producers: Producers,
         starter: Starter,
         events: Events,
+        bodies: Bodies,
         settings: Settings,
         *,
         node: str,
@@ -51,6 +53,7 @@ class Generations:
         self._producers = producers
         self._starter = starter
         self._events = events
+        self._bodies = bodies
         self._settings = settings
         self._node = node
 
@@ -66,7 +69,7 @@ class Generations:
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         """Start a generation; answer with its object, or with its event stream where that is asked for."""
-        order = await read_order(request, self._settings)
+        order = await read_order(request, self._bodies, self._settings)
         media_type = negotiation.accepted(request, ("application/json", _STREAM))
         wish = read_wish(request) if media_type == _STREAM else None
         started = await self._starter.start(order)

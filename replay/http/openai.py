@@ -22,7 +22,8 @@ from replay.errors import (
     StoreUnavailable,
     status_of,
 )
-from replay.http.orders import chat_request, credentials_of, order_of, read_object, shown
+from replay.http.bodies import Bodies, shown
+from replay.http.orders import chat_request, credentials_of, order_of
 from replay.http.problems import openai_error, refused
 from replay.http.streaming import Streaming
 from replay.live.feed import Feed
@@ -34,7 +35,7 @@ from replay.store import EventStore
 from replay.upstream import Api, Upstream
 from replay.wire import json
 from replay.wire.completions import completion_of
-from replay.wire.events import decode_end
+from replay.wire.events import Face, decode_end
 from replay.wire.openai import wants_usage
 from replay.wire.openai_faces import COMPLETIONS, COMPLETIONS_BARE, error_object
 
@@ -49,6 +50,7 @@ class Calls:
     starter: Starter
     upstream: Upstream
     streaming: Streaming
+    bodies: Bodies
     settings: Settings
 
     async def start(self, order: Order) -> Feed:
@@ -127,32 +129,39 @@ class Completions:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """A chat completion, streamed or whole."""
-        body = await read_object(request, self._calls.settings)
-        options = body.pop("replay", None)
-        stream = take_flag(body, "stream")
-        return await self._answer(request, chat_request(body), options, Api.CHAT, stream=stream)
+        return await self._answer(request, *await self._start_chat(request))
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """A legacy completion, streamed or whole."""
-        body = await read_object(request, self._calls.settings)
-        options = body.pop("replay", None)
-        stream = take_flag(body, "stream")
+        return await self._answer(request, *await self._start_completion(request))
+
+    async def _start_chat(self, request: web.Request) -> tuple[Feed, Face | None]:
+        body = await self._calls.bodies.read_object(request)
+        return await self._start(request, chat_request(body), Api.CHAT)
+
+    async def _start_completion(self, request: web.Request) -> tuple[Feed, Face | None]:
+        body = await self._calls.bodies.read_object(request)
         if not isinstance(body.get("prompt"), str | list):
             raise InvalidRequest(f"prompt: expected a string or a list, got {shown(body.get('prompt'))}")
-        return await self._answer(request, body, options, Api.COMPLETIONS, stream=stream)
+        return await self._start(request, body, Api.COMPLETIONS)
 
-    async def _answer(
-        self, request: web.Request, body: dict[str, Any], options: Any, api: Api, *, stream: bool
-    ) -> web.StreamResponse:
+    async def _start(self, request: web.Request, body: dict[str, Any], api: Api) -> tuple[Feed, Face | None]:
+        """Start it; the face of its stream, None where the whole is wanted. Nobody has the body after that."""
         calls = self._calls
+        options = body.pop("replay", None)
+        stream = take_flag(body, "stream")
+        face = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
         feed = await calls.start(order_of(request, body, options, calls.settings, api=api))
-        if not stream:
+        return feed, face if stream else None
+
+    async def _answer(self, request: web.Request, feed: Feed, face: Face | None) -> web.StreamResponse:
+        calls = self._calls
+        if face is None:
             feed = await calls.whole(feed)
             return answer_json(assembled(feed), feed) if feed.completed else failure(feed)
         await calls.first_words(feed)
         if said_nothing(feed):
             return failure(feed)
-        face = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
         headers = link_headers(feed) | {"x-request-id": request["request_id"]}
         return calls.streaming.stream(request, feed, face, headers=headers)
 

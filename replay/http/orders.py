@@ -9,7 +9,7 @@ from aiohttp import web
 
 from replay.config import Settings
 from replay.errors import InvalidRequest
-from replay.http.bodies import read_body
+from replay.http.bodies import Bodies, shown
 from replay.live.starter import Order
 from replay.model.generation import check_generation_id
 from replay.upstream import CREDENTIALS, Api
@@ -20,9 +20,9 @@ _LONGEST_KEY = 255
 _LONGEST_MODEL = 512  # every list carries it
 
 
-async def read_order(request: web.Request, settings: Settings) -> Order:
-    """The order in a request's body and headers; raises InvalidRequest."""
-    body = await read_object(request, settings)
+async def read_order(request: web.Request, bodies: Bodies, settings: Settings) -> Order:
+    """The order in a request's body and headers; raises InvalidRequest, and what reading a body raises."""
+    body = await bodies.read_object(request)
     options = body.pop("replay", None)
     body.pop("stream", None)  # upstream calls always stream
     return order_of(request, chat_request(body), options, settings)
@@ -63,20 +63,6 @@ def order_of(
         abandon_after_ms=None if abandon_after_s is None else math.ceil(abandon_after_s * 1000),
         idempotency_key=_idempotency_key(request),
     )
-
-
-async def read_object(request: web.Request, settings: Settings) -> dict[str, Any]:
-    """The JSON object in a request's body; raises InvalidRequest, and what `read_body` raises."""
-    raw = await read_body(request, settings)
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("body: expected a JSON object in UTF-8") from None
-    if json.is_deep(raw, body):
-        raise InvalidRequest(f"body: expected at most {json.DEEPEST} levels of JSON")
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"body: expected a JSON object, got {shown(body)}")
-    return body
 
 
 def chat_request(body: dict[str, Any]) -> dict[str, Any]:
@@ -134,8 +120,3 @@ def _idempotency_key(request: web.Request) -> str | None:
     if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable()):
         raise InvalidRequest(f"Idempotency-Key: expected 1 to {_LONGEST_KEY} characters of printable ASCII")
     return key
-
-
-def shown(value: Any) -> str:
-    """The beginning of a value, for a message."""
-    return json.dumps(value)[:100].decode(errors="replace")

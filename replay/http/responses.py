@@ -13,10 +13,11 @@ from aiohttp import web
 
 from replay.errors import GenerationNotFound, InvalidRequest, PreviousResponseNotFound
 from replay.http import negotiation
+from replay.http.bodies import shown
 from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
 from replay.http.openai import Calls, answer_json, failure, kept_request, link_headers, said_nothing, take_flag
-from replay.http.orders import order_of, read_object, shown
+from replay.http.orders import order_of
 from replay.live.feed import Feed
 from replay.model.generation import is_generation_id
 from replay.upstream import Api
@@ -48,13 +49,7 @@ class ResponseCalls:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Start a response; answer with its events, with the whole, or, in the background, with what there is."""
         calls = self._calls
-        body = await read_object(request, calls.settings)
-        options = body.pop("replay", None)
-        stream, background = take_flag(body, "stream"), take_flag(body, "background")
-        repeated = self._repeated(body | {"background": background})
-        _check(body)
-        order = order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated)
-        feed = await calls.start(replace(order, prepare=self._continued))
+        feed, stream, background = await self._start(request)
         if background and not stream:
             return answer_json(_response(feed), feed)
         if not stream:
@@ -64,9 +59,20 @@ class ResponseCalls:
             await calls.first_words(feed)
         return failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
 
+    async def _start(self, request: web.Request) -> tuple[Feed, bool, bool]:
+        """Start it; whether its events are wanted, and whether in the background. Nobody has the body after that."""
+        calls = self._calls
+        body = await calls.bodies.read_object(request)
+        options = body.pop("replay", None)
+        stream, background = take_flag(body, "stream"), take_flag(body, "background")
+        repeated = self._repeated(body | {"background": background})
+        _check(body)
+        order = order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated)
+        return await calls.start(replace(order, prepare=self._continued)), stream, background
+
     def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the response repeats of its request; it stands in the log, so what is bulky or not to be kept is not."""
-        repeated = without_keys({name: body[name] for name in REPEATED if name in body})
+        repeated, _ = without_keys({name: body[name] for name in REPEATED if name in body})
         if body.get("store") is False or len(json.dumps(repeated)) > self._calls.settings.max_metadata_bytes:
             return {name: value for name, value in repeated.items() if name not in _BULKY}
         return repeated

@@ -17,7 +17,7 @@ from aiohttp import web
 from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
 from replay.http.negotiation import generation_id_in
 from replay.http.openai import Calls, failure, link_headers, said_nothing
-from replay.http.orders import chat_request, order_of, read_object
+from replay.http.orders import chat_request, order_of
 from replay.http.origins import Origins
 from replay.live.feed import Feed
 from replay.model.event import EventId
@@ -66,7 +66,7 @@ class Tokens:
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """The same with a body of JSON."""
-        body = await read_object(request, self._calls.settings)
+        body = await self._calls.bodies.read_object(request)
         cursor = request.headers.get("Last-Event-ID")
         if cursor:
             return await self._resume(request, cursor)

@@ -101,8 +101,7 @@ class Producer:
 
     async def run(self) -> None:
         """Call the upstream and record it, until the end stands and needs no repair."""
-        assert self._call is not None
-        self._reading = asyncio.create_task(self._read(self._call))
+        self._reading = asyncio.create_task(self._read())
         try:
             await self._write()
         finally:
@@ -118,7 +117,6 @@ class Producer:
             if self._reading is not None:
                 self._reading.cancel()
             await self._adopt()
-        self._call = None  # up to 8 MiB that nobody needs any more
         if not self.feed.log.complete:
             return
         try:
@@ -126,11 +124,11 @@ class Producer:
         except Fenced:
             log.info("log is gone", extra={"generation": self.generation_id})
 
-    async def _read(self, call: Call) -> None:
+    async def _read(self) -> None:
         error: ReplayError | None
         decoder = Decoder(self._settings.max_chunk_bytes)
         try:
-            await self._record_stream(call, decoder)
+            await self._record_stream(decoder)
             error = self._recorder.verdict(foreign=decoder.foreign)
         except (UpstreamTruncated, UpstreamTimeout, UpstreamInvalid, TimeoutError) as cut:
             error = self._recorder.verdict(foreign=decoder.foreign) and self._broken(cut)
@@ -151,10 +149,10 @@ class Producer:
         came = f"after {self.tokens} token{'s' * (self.tokens != 1)}" if self.tokens else "before the first token"
         return UpstreamTruncated(f"{cut} {came}", aside=cut.aside)
 
-    async def _record_stream(self, call: Call, decoder: Decoder) -> None:
+    async def _record_stream(self, decoder: Decoder) -> None:
         loop = asyncio.get_running_loop()
         recorder = self._recorder
-        async with self._upstream.stream(call) as pieces, asyncio.timeout(None) as patience:
+        async with self._upstream.stream(self._take_call()) as pieces, asyncio.timeout(None) as patience:
             self.answered.set()
             try:
                 granted_s: float | None = None  # for what may follow the last word; None before that
@@ -174,6 +172,12 @@ class Producer:
                 # A stream that is cut inside its last event may still have said it whole.
                 if not decoder.overflow:
                     self._take_rest(decoder)
+
+    def _take_call(self) -> Call:
+        """The call, which is the upstream's to let go of: it may be megabytes, and the answer takes minutes."""
+        call, self._call = self._call, None
+        assert call is not None
+        return call
 
     def _take_rest(self, decoder: Decoder) -> None:
         rest = decoder.finish()

@@ -141,15 +141,18 @@ class Starter:
             api=order.api,
             response=order.response,
         )
+        kept, keys = without_keys(request)
         call = Call(
             api=order.api or Api.CHAT,
-            body=request,
+            model=model,
+            body=json.dumps(request),
+            keys=frozenset(keys),
             credentials=order.credentials,
             # OpenAI's clients try again by themselves.
             retries=self._settings.upstream_retries if order.api is None else 0,
         )
-        kept = json.dumps(without_keys(request)) if order.keep_request else b""
-        opening = _Opening(start, kept if len(kept) <= self._settings.max_kept_request_bytes else b"")
+        raw = json.dumps(kept) if order.keep_request else b""
+        opening = _Opening(start, raw if len(raw) <= self._settings.max_kept_request_bytes else b"")
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())
         try:

@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from replay.redaction import secrets_in_headers
-from replay.wire.kept_request import keys_in
 
 # The headers by which a caller is known to OpenAI and to Azure.
 CREDENTIALS = ("Authorization", "OpenAI-Organization", "OpenAI-Project", "api-key")
@@ -28,14 +27,16 @@ class Call:
     """What an upstream is asked."""
 
     api: Api
-    body: dict[str, Any]  # names a model
+    model: str
+    body: bytes = field(repr=False)  # a JSON object that names the model; bytes take a tenth of what a tree does
+    keys: frozenset[str] = field(default=frozenset(), repr=False)  # that the body brings for others
     credentials: Mapping[str, str] | None = field(default=None, repr=False)  # headers; None: the service's own
     retries: int = 0  # further tries before the first byte
 
     @property
     def secrets(self) -> set[str]:
         """What the caller has brought that nobody else may be told."""
-        return secrets_in_headers((self.credentials or {}).values()) | keys_in(self.body)
+        return secrets_in_headers((self.credentials or {}).values()) | self.keys
 
 
 class Upstream(Protocol):

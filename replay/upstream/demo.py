@@ -47,10 +47,11 @@ class DemoUpstream:
         yield self._pieces(call)
 
     async def _pieces(self, call: Call) -> AsyncIterator[bytes]:
-        limit = next((call.body[name] for name in _LIMITS if call.body.get(name)), None)
+        body = json.loads(call.body)
+        limit = next((body[name] for name in _LIMITS if body.get(name)), None)
         tokens = _TOKENS[:limit] if isinstance(limit, int) and limit > 0 else _TOKENS
         message = _text_message if call.api is Api.COMPLETIONS else _chat_message
-        envelope = {"id": "chatcmpl-demo", "created": int(time.time()), "model": call.body["model"]}
+        envelope = {"id": "chatcmpl-demo", "created": int(time.time()), "model": call.model}
         due = time.monotonic()
         if call.api is not Api.COMPLETIONS:
             yield _chat_message(envelope, "", role="assistant")

@@ -79,6 +79,7 @@ class OpenAIUpstream:
     async def stream(self, call: Call) -> AsyncIterator[AsyncIterator[bytes]]:
         """See the port."""
         response = await self._ask(call)
+        del call  # it may be megabytes, and the answer takes minutes
         try:
             content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type in _NO_STREAM:
@@ -95,16 +96,13 @@ class OpenAIUpstream:
         counted = self._counts_usage
         while True:
             api = call.api if native or call.api is not Api.RESPONSES else Api.CHAT
-            body = call.body if api is call.api else chat_request(call.body)
-            if counted and api is not Api.RESPONSES:
-                body = with_usage(body)
             try:
                 response = await self._transport.request(
                     "POST",
                     _PATHS[api],
                     credentials=call.credentials,
                     secrets=call.secrets,
-                    content=json.dumps(body | {"stream": True}),
+                    content=_content(call, api, counted=counted),
                     retries=call.retries,
                 )
             except UpstreamError as error:
@@ -123,6 +121,16 @@ class OpenAIUpstream:
     async def close(self) -> None:
         """Close its connections."""
         await self._transport.close()
+
+
+def _content(call: Call, api: Api, *, counted: bool) -> bytes:
+    """What is sent: the call's body, translated where this is another API."""
+    body = json.loads(call.body)
+    if api is not call.api:
+        body = chat_request(body)
+    if counted and api is not Api.RESPONSES:
+        body = with_usage(body)
+    return json.dumps(body | {"stream": True})
 
 
 def _is_no_call(error: UpstreamError) -> bool:

@@ -51,7 +51,7 @@ class UpstreamTable:
 
     def stream(self, call: Call) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """See the port; raises ModelNotFound."""
-        return self._of(call.body["model"]).stream(call)
+        return self._of(call.model).stream(call)
 
     async def close(self) -> None:
         """Release what they hold."""

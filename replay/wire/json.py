@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import islice
 from typing import Any
 
 import orjson
 
 DEEPEST = 200  # levels; orjson writes 254, and a chat request has about ten
+# A string, to the end of the text where it is not closed; or what stands before a value, but for the first.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|([,\[{])', re.DOTALL)
 # What orjson would read as another number: more than 64 bits, or beyond a double.
 _LONG_NUMBER = re.compile(rb"\d{19}|[eE]\+?\d{3}")
 
@@ -60,6 +63,14 @@ def is_deep(raw: bytes, value: Any) -> bool:
             for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
         ]
     return bool(level)
+
+
+def has_more_values(raw: bytes, most: int) -> bool:
+    """Whether a JSON text has more values than ``most``; told before any of them takes memory."""
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") < most:  # with those that stand inside of strings
+        return False
+    separators = (1 for token in _TOKEN.finditer(raw) if token.lastindex)
+    return sum(islice(separators, most)) == most
 
 
 def canonical(value: Any) -> bytes:

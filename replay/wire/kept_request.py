@@ -8,6 +8,7 @@ model says is left as it is, and so are schemas, in which such a name is only a 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from replay.redaction import INSTEAD, SHORTEST, secrets_in_headers, secrets_in_url
@@ -19,28 +20,20 @@ _KEY = re.compile(
 _HEADERS = frozenset(("headers", "extra_headers"))
 _SAID = frozenset(("messages", "input", "prompt", "instructions", "metadata"))
 _SCHEMAS = frozenset(("parameters", "input_schema", "schema", "json_schema"))
+_LONGEST_COMMON = 64  # characters of a name that may come again
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _URL = re.compile(r"(?i)(https?://)(?:([^/?#@\s]*)@)?([^?#\s]*)(?:\?([^#\s]*))?\S*")
 
 
-def without_keys(request: dict[str, Any]) -> dict[str, Any]:
-    """The request with a placeholder for each key."""
-    return _kept(request, set())
-
-
-def keys_in(request: dict[str, Any]) -> set[str]:
-    """The keys that are left out, as they may turn up in a text."""
+def without_keys(request: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """The request with a placeholder for each key, and the keys, as they may turn up in a text."""
     found: set[str] = set()
-    _kept(request, found)
-    return secrets_in_headers(found)
-
-
-def _kept(request: dict[str, Any], found: set[str]) -> dict[str, Any]:
-    return {name: value if name in _SAID else _member(name, value, found) for name, value in request.items()}
+    kept = {name: value if name in _SAID else _member(name, value, found) for name, value in request.items()}
+    return kept, secrets_in_headers(found)
 
 
 def _member(name: str, value: Any, found: set[str]) -> Any:
-    if name.lower() in _HEADERS or _KEY.fullmatch(_CAMEL.sub("_", name).replace("-", "_").lower()):
+    if _names_key(name):
         return _placeholder(value, found)
     if isinstance(value, str):
         return _url(value, found)
@@ -49,6 +42,17 @@ def _member(name: str, value: Any, found: set[str]) -> Any:
     if not isinstance(value, dict) or name in _SCHEMAS:
         return value
     return {inner: _member(inner, each, found) for inner, each in value.items()}
+
+
+def _names_key(name: str) -> bool:
+    """Whether what stands under a name is a key, or headers in which one may be."""
+    return _is_key(name) if len(name) <= _LONGEST_COMMON else _is_key.__wrapped__(name)
+
+
+@lru_cache(maxsize=4096)  # requests repeat a few names thousands of times
+def _is_key(name: str) -> bool:
+    spelt = _CAMEL.sub("_", name).replace("-", "_").lower()
+    return spelt in _HEADERS or _KEY.fullmatch(spelt) is not None
 
 
 def _placeholder(value: Any, found: set[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import sys
@@ -54,7 +55,9 @@ async def send(service, path: str, encoding: str, body: bytes):
 async def test_an_encoded_body_is_understood(service, upstream, name):
     upstream.script = say("a")
     encoding, body = ENCODED[name]
-    assert (await send(service, "/generations", encoding, body)).status == 201
+    answer = await send(service, "/generations", encoding, body)
+    assert answer.status == 201
+    await service.ended(answer.json()["id"])
     assert [call.request["messages"] for call in upstream.calls] == [CHAT["messages"]]
 
 
@@ -106,6 +109,66 @@ async def test_the_limit_holds_for_what_a_body_is_when_decoded(service, upstream
     assert len(body) < 1 << 20
     assert_problem(await send(service, "/generations", encoding, body), 413, "body_too_large")
     assert upstream.calls == []
+
+
+HOSTILE = {
+    "objects": b"{},",
+    "lists": b"[[]],",
+    "numbers": b"0,",
+    "strings": b'"",',
+    "members": b'{"a":1},',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_body_of_very_many_values_is_refused_before_they_take_memory(make_node, upstream, name):
+    node = await make_node()
+    unit = HOSTILE[name]
+    body = b'{"prompt":"Hi","tools":[' + unit * ((8 << 20) // len(unit) - 20) + b"0]}"
+    before = node.peak_memory
+    answers = await asyncio.gather(*(send(node.api, "/generations", "", body) for _ in range(10)))
+    for answer in answers:
+        assert_problem(answer, 413, "body_too_large")
+    assert node.peak_memory - before < 250 << 20, "ten bodies of 8 MiB, and a little more than one of each"
+    assert upstream.calls == []
+
+
+async def test_a_large_body_of_few_values_is_taken_whatever_is_in_its_strings(service, upstream):
+    upstream.script = say("a")
+    text = ',[{"\\' * (1 << 20)
+    for path in ("/generations", "/v1/chat/completions"):
+        body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+        assert (await service.post(path, body)).status in (200, 201)
+    assert [call.request["messages"][0]["content"] == text for call in upstream.calls] == [True, True]
+
+
+async def test_bodies_that_are_received_at_once_have_a_limit_together(make_node, upstream):
+    # given two callers who have sent most of a body
+    node = await make_node(max_bodies_bytes=1 << 20)
+    upstream.script = say("a")
+    head = f"POST /generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {600 << 10}\r\n\r\n"
+    async with connected(node.url) as one, connected(node.url) as other:
+        await one.send(head + '{"prompt":"Hi","user":"' + "x" * (550 << 10))
+
+        # when the second goes too far, then that one is told to come back
+        await other.send(head + '{"prompt":"Hi","user":"' + "x" * (550 << 10))
+        answer = await other.answer()
+        assert answer is not None
+        assert (answer[0], b'"overloaded"' in answer[1]) == (503, True)
+
+        # and the first is served, and so is whoever comes after it
+        await one.send("x" * (50 * 1024 - 25) + '"}')
+        assert (await one.answer())[0] == 201
+    assert (await send(node.api, "/generations", "", RAW + b" " * (900 << 10))).status == 201
+
+
+async def test_a_request_is_let_go_of_once_the_upstream_has_it(make_node, upstream):
+    node = await make_node()
+    before = node.memory
+    for _ in range(10):
+        await node.api.start({"model": "m", "prompt": "x" * (8_000_000)})
+        await (await upstream.called()).say("a")
+    assert node.memory - before < 60 << 20
 
 
 async def test_a_frame_that_asks_for_more_memory_than_a_sender_may_is_refused(service, upstream):

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 from support.deadlines import DEADLINE_S
 
@@ -30,6 +31,20 @@ class Process:
     def open_files(self) -> int:
         """How many file descriptors it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of physical memory that it takes."""
+        return self._status("VmRSS")
+
+    @property
+    def peak_memory(self) -> int:
+        """The most that it has taken."""
+        return self._status("VmHWM")
+
+    def _status(self, name: str) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name + ":"))
 
     def terminate(self) -> None:
         """SIGTERM: please stop."""

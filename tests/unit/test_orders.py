@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from replay.config import Settings
 from replay.errors import InvalidRequest
+from replay.http.bodies import Bodies
 from replay.http.orders import read_order
 from replay.live.starter import Order
 
@@ -28,7 +29,7 @@ async def order(body: Any = None, *, raw: bytes | None = None, **headers: str) -
     payload.feed_data(json.dumps(body).encode() if raw is None else raw)
     payload.feed_eof()
     request = make_mocked_request("POST", "/generations", headers=headers, payload=payload)
-    return await read_order(request, SETTINGS)
+    return await read_order(request, Bodies(SETTINGS), SETTINGS)
 
 
 def _in_short(value: Any) -> str:

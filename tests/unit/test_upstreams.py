@@ -52,7 +52,7 @@ def table() -> UpstreamTable:
     ("model", "name"), [("local/llama", "local"), ("gpt-5", "openai"), ("GPT-5", "others"), ("x/gpt-5", "others")]
 )
 def test_first_row_that_fits_answers(model, name):
-    assert table().stream(Call(api=Api.CHAT, body={"model": model})) == name
+    assert table().stream(Call(api=Api.CHAT, model=model, body=b"{}")) == name
     assert table().notice(model) == f"{name} answers for {model}"
 
 
@@ -64,7 +64,7 @@ async def test_list_has_each_model_where_it_would_be_asked_for():
 async def test_model_of_no_row_is_not_found():
     rows = UpstreamTable([("local/*", Named("local", "gpt-5"))])
     with pytest.raises(ModelNotFound, match=r"'gpt-5'.*local/\*.*--upstreams"):
-        rows.stream(Call(api=Api.CHAT, body={"model": "gpt-5"}))
+        rows.stream(Call(api=Api.CHAT, model="gpt-5", body=b"{}"))
     with pytest.raises(ModelNotFound, match="name one in the request"):
         await rows.default_model()
 
@@ -105,5 +105,5 @@ def test_key_that_is_not_there_is_named_and_never_shown():
         assert not {"sk-in", "AKIA", "sk-secret", "u:p"} & {
             word for word in ("sk-in", "AKIA", "sk-secret", "u:p") if word in str(raised.value)
         }
-    call = Call(api=Api.CHAT, body={"model": "m"}, credentials={"Authorization": "Bearer secret"})
+    call = Call(api=Api.CHAT, model="m", body=b"{}", credentials={"Authorization": "Bearer secret"})
     assert "secret" not in repr(call)
