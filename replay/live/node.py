@@ -55,7 +55,7 @@ class Node:
     async def start(self, *, alone: bool) -> None:
         """Take the lease and begin. ``alone``: no other node can be using this Valkey."""
         self._orphans.alone = alone
-        self._orphans.trust_after(0.0 if alone else self._settings.lease_s)
+        self._orphans.trust_after(self._settings.lease_s)
         self._store.on_reconnect.append(self._reconnected)
         self._store.on_missed.append(self._producers.check)
         await self._store.attend(self.name, notified=self._producers.notified, deleted=self._producers.deleted)
@@ -98,8 +98,6 @@ class Node:
 
     def _reconnected(self) -> None:
         """Valkey was away: it may have lost whatever was not yet on disk, and leases have run out."""
-        if not self._orphans.alone:
-            self._orphans.trust_after(self._settings.lease_s)
         self._told = {}
         self._restore = True
         self._producers.check()

@@ -23,7 +23,7 @@ _TOLD_S = 2.0
 
 
 class Orphans:
-    """Looks for orphans; `trust_after` holds it back while leases may be missing for another reason."""
+    """Looks for orphans, but not while leases may be missing for another reason than a node's death."""
 
     def __init__(self, store: EventStore, hub: Hub, producers: Producers, counters: Counters, *, node: str) -> None:
         self._store = store
@@ -31,20 +31,28 @@ class Orphans:
         self._producers = producers
         self._counters = counters
         self._node = node
-        self._trusted_at = 0.0  # loop time
+        self._began = asyncio.get_running_loop().time()
+        self._grace_s = 0.0  # what every node has to renew its lease, after this one began and after Valkey was away
         self.alone = False  # no other node can be using this Valkey: whatever is not ours is lost
         self._unclaimed: set[str] = set()  # ours by the list, but nobody here produces them
 
     def trust_after(self, seconds: float) -> None:
-        """Valkey was away, and with it the leases: give every node that long to renew its own."""
-        self._trusted_at = asyncio.get_running_loop().time() + seconds
+        """Give every node that long to renew its lease whenever it may have run out."""
+        self._grace_s = seconds
+
+    @property
+    def _trusted(self) -> bool:
+        since_began = asyncio.get_running_loop().time() - self._began
+        return self.alone or min(since_began, self._store.steady_for) >= self._grace_s
 
     async def sweep(self) -> None:
         """End what is orphaned."""
         live = await self._store.live()
-        if not live or asyncio.get_running_loop().time() < self._trusted_at:
+        if not live:
             return
         alive = {self._node} | await self._alive(set(live.values()))
+        if not self._trusted:  # also where Valkey has come back with these answers
+            return
         unclaimed = {name for name, node in live.items() if node == self._node and name not in self._producers}
         lost = [name for name, node in live.items() if node not in alive]
         suspects, self._unclaimed = (*lost, *(unclaimed & self._unclaimed)), unclaimed

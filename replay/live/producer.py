@@ -24,7 +24,7 @@ from replay.errors import (
     unexpected,
 )
 from replay.live.counters import Counters
-from replay.live.feed import Feed, now_ms
+from replay.live.feed import Feed
 from replay.live.writer import Fenced, Writer
 from replay.model.event import Entry, Event
 from replay.model.generation import End, Status
@@ -59,7 +59,7 @@ class Producer:
         on_refused: Callable[[], Awaitable[None]],
     ) -> None:
         self.feed = feed
-        self.last_watched_ms = feed.log.times[0]
+        self.last_watched = asyncio.get_running_loop().time()
         self.watched_elsewhere = False
         self._start = feed.start
         self.answered = asyncio.Event()  # the upstream has accepted the call, or never will
@@ -216,7 +216,7 @@ class Producer:
         self.answered.set()
         last_id = self._writer.last_id
         started_ms = self.feed.log.times[0]
-        ended_ms = max(now_ms(), last_id.ms if last_id is not None else started_ms)
+        ended_ms = max(self._writer.now_ms(), last_id.ms if last_id is not None else started_ms)
         end = End(
             status=status,
             finish_reason=self._recorder.finish_reason,

@@ -12,7 +12,7 @@ from replay.errors import Abandoned, GenerationNotFound, ReplayError, Shutdown, 
 from replay.live.chronicle import Chronicle
 from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
-from replay.live.feed import Feed, now_ms
+from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.lives import Lives
 from replay.live.producer import Producer
@@ -288,28 +288,28 @@ class Producers:
         asked = {name: producer for name, producer in self._running.items() if producer.abandon_after_ms is not None}
         if not asked:
             return
-        began = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             elsewhere = await self._store.watchers(list(asked), beside=self._node)
         except StoreUnavailable:
             self._hold_abandoning()
             raise
-        now, loop_now = now_ms(), asyncio.get_running_loop().time()
-        if loop_now - began > 1.0:
+        now = loop.time()
+        if now - began > 1.0:
             self._hold_abandoning()
-        if loop_now < self._abandon_from:
+        if now < self._abandon_from:
             elsewhere = dict.fromkeys(asked, 1)  # nobody knows; count as watched
         for name, producer in asked.items():
             idle_since = producer.feed.idle_since
             left_just_now = producer.watched_elsewhere and not elsewhere[name]
             producer.watched_elsewhere = bool(elsewhere[name])
             if elsewhere[name] or left_just_now or idle_since is None:
-                producer.last_watched_ms = now
+                producer.last_watched = now
             else:
-                left_ms = now - int((loop_now - idle_since) * 1000)
-                producer.last_watched_ms = max(producer.last_watched_ms, left_ms)
+                producer.last_watched = max(producer.last_watched, idle_since)
             allowed = producer.abandon_after_ms
-            if allowed is not None and now - producer.last_watched_ms >= allowed:
+            if allowed is not None and (now - producer.last_watched) * 1000 >= allowed:
                 producer.finish(Status.CANCELLED, Abandoned(f"nobody watched for {allowed / 1000:g} s"))
 
     def _hold_abandoning(self) -> None:

@@ -1,21 +1,25 @@
 """Writes what has happened on this node into the log of all generations' lives, which every node writes.
 
-What is told is made of a generation's own log alone, so whoever tells the same tells the same bytes. A scribe reads
-what the log has since the oldest thing it has to tell happened, leaves out what stands there already, and appends the
-rest exactly behind the last event it has read; when another node was faster it reads on. So anything may be told any
-number of times, by any number of nodes, also after an answer was lost, and stands there once. A deletion is told too,
-without a name, and what is found to be deleted is left out as well.
+What is told is made of a generation's own log alone, so whoever tells the same tells the same bytes. A scribe knows
+what the log has since the oldest thing that it ever had to tell happened, leaves out what stands there already, and
+appends the rest exactly behind the last event it knows; when another node was faster it reads on. So anything may be
+told any number of times, by any number of nodes, also after an answer was lost, and stands there once. A deletion is
+told too, without a name, and what is found to be deleted is left out as well.
+
+Each event is read once, whatever the clocks say: a node whose clock is ahead gives all events after its own a time that
+is ahead, too, and "since" is then nearly everything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from itertools import islice
 from typing import NamedTuple
 
 from replay.errors import StoreUnavailable
 from replay.live.feed import now_ms
-from replay.model.event import EventId, number
+from replay.model.event import Event, EventId, number
 from replay.store import CHRONICLE, EventStore
 
 KEPT = 10_000  # events; a reader that has missed more is told so, and begins anew
@@ -36,6 +40,33 @@ class News(NamedTuple):
     stands: asyncio.Future[bool]  # whether it was told, or would have been if the generation were not deleted
 
 
+class _Known:
+    """What stands in the log behind a place, as digests."""
+
+    def __init__(self, since: EventId) -> None:
+        self.since = since
+        self.last: EventId | None = None  # where the log ends; None where it has nothing, or nothing was read yet
+        self._seqs: dict[bytes, int] = {}
+
+    def has(self, entry: bytes) -> bool:
+        """Whether an entry stands there."""
+        return _digest(entry) in self._seqs
+
+    def add(self, events: list[Event]) -> None:
+        """Take up events in their order, but for those that are known."""
+        if not events:
+            return
+        self._seqs |= {_digest(event.entry): event.id.seq for event in events}
+        self.last = events[-1].id if self.last is None else max(self.last, events[-1].id)
+        if len(self._seqs) > 2 * KEPT:
+            oldest = self.last.seq - KEPT - 2 * _TRIM_EVERY  # what is older was trimmed away
+            self._seqs = {digest: seq for digest, seq in self._seqs.items() if seq >= oldest}
+
+
+def _digest(entry: bytes) -> bytes:
+    return hashlib.blake2b(entry, digest_size=16).digest()
+
+
 class Scribe:
     """This node's writer."""
 
@@ -43,7 +74,7 @@ class Scribe:
         self._store = store
         self._waiting: dict[bytes, News] = {}  # by entry: what is told twice waits once
         self._work = asyncio.Event()
-        self._last: EventId | None = None  # where the log ends, as far as is known here
+        self._known: _Known | None = None  # what the log has; None before anything is told, and where it was lost
         self._before: EventId | None = None  # where it ended when Valkey was away
         self._trim_due = True
         self._writing: asyncio.Task[None] | None = None
@@ -74,16 +105,21 @@ class Scribe:
         await asyncio.gather(self._writing, return_exceptions=True)
 
     def _note_reconnect(self) -> None:
-        self._before = self._before or self._last
+        if self._before is None and self._known is not None:
+            self._before = self._known.last
 
     async def has_lost(self) -> bool:
         """Whether Valkey has been away and has come back without something that stood there."""
-        if self._before is None:
+        before = self._before
+        if before is None:
             return False
-        there = await self._store.read(CHRONICLE, after=EventId(self._before.ms - 1, 0), limit=_PAGE)
-        lost = self._before not in [event.id for event in there]
+        behind = EventId(before.ms, before.seq - 1) if before.seq else None
+        there = await self._store.read(CHRONICLE, after=behind, limit=1)
         self._before = None
-        return lost
+        if there and there[0].id == before:
+            return False
+        self._known = None
+        return True
 
     async def _write(self) -> None:
         while True:
@@ -98,35 +134,52 @@ class Scribe:
 
     async def _append(self, batch: list[News]) -> None:
         since = EventId(min(news.at_ms for news in batch) - 1, 0)
-        place = since if self._last is None else min(self._last, since)
-        known: set[bytes] = set()
         while True:
-            place = await self._read_on(place, known)
-            fresh = [news.entry for news in batch if news.entry not in known and news.grave not in known]
+            known = await self._know(since)
+            fresh = [news.entry for news in batch if not (known.has(news.entry) or known.has(news.grave))]
             # An event never stands before what it tells happened, however wrong this node's clock is.
-            events = number(fresh, after=self._last, now_ms=max(now_ms(), *(news.at_ms for news in batch)))
-            refused = await self._store.append(CHRONICLE, events, after=self._last, ttl_ms=_TTL_MS) if events else None
+            events = number(fresh, after=known.last, now_ms=max(now_ms(), *(news.at_ms for news in batch)))
+            # Nothing to append is a question, too: whether the log still is what is known of it.
+            refused = await self._store.append(CHRONICLE, events, after=known.last, ttl_ms=_TTL_MS)
             if refused is None:
                 break
-            self._last = None if refused.last is None else refused.last.id
+            await self._catch_up(known, refused.last)
+        before = known.last
+        known.add(events)
         if events:
-            self._trim_due |= self._last is None or events[-1].id.seq // _TRIM_EVERY > self._last.seq // _TRIM_EVERY
-            self._last = events[-1].id
+            self._trim_due |= before is None or events[-1].id.seq // _TRIM_EVERY > before.seq // _TRIM_EVERY
         for news in batch:
             self._settle(news, stands=True)
         if self._trim_due:
             await self._store.trim(CHRONICLE, KEPT)
             self._trim_due = False
 
-    async def _read_on(self, place: EventId, known: set[bytes]) -> EventId:
-        """Take up what the log has behind a place; where that ends."""
+    async def _know(self, since: EventId) -> _Known:
+        """What the log has behind a place, and behind all places that were asked for before."""
+        known = self._known
+        if known is None:
+            known = self._known = _Known(since)
+            await self._read(known, since)
+        elif since < known.since:
+            await self._read(known, since, until=known.since)
+            known.since = since
+        return known
+
+    async def _catch_up(self, known: _Known, last: Event | None) -> None:
+        """Know what the log has got meanwhile; it ends with an event that was not expected."""
+        if last is None or (known.last is not None and last.id.seq <= known.last.seq):
+            self._known = None  # it was lost, and may have grown again
+            return
+        await self._read(known, known.last or known.since)
+        known.last = known.last or last.id  # all it has may be older
+
+    async def _read(self, known: _Known, after: EventId, *, until: EventId | None = None) -> None:
         while True:
-            events = await self._store.read(CHRONICLE, after=place, limit=_PAGE)
-            if events:
-                known.update(event.entry for event in events)
-                self._last = place = events[-1].id
-            if len(events) < _PAGE:
-                return place
+            events = await self._store.read(CHRONICLE, after=after, limit=_PAGE)
+            known.add(events)
+            if len(events) < _PAGE or (until is not None and events[-1].id >= until):
+                return
+            after = events[-1].id
 
     def _settle(self, news: News, *, stands: bool) -> None:
         self._waiting.pop(news.entry, None)

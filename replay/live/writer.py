@@ -21,7 +21,7 @@ from itertools import islice
 
 from replay.errors import StoreRefused, StoreUnavailable
 from replay.live.counters import Counters
-from replay.live.feed import Feed, now_ms
+from replay.live.feed import Feed
 from replay.live.repair import BATCH_EVENTS, append_again, batch_length
 from replay.model.event import Event, EventId, Kind, number
 from replay.store import BURIED_MS, EventStore
@@ -67,7 +67,7 @@ class Writer:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._renewed = self._settled = self._loop.time()
+        self._began = self._renewed = self._settled = self._loop.time()
         self._down_since: float | None = None
         self._shown_in_s = 0.0  # how long the last batch took to be written to its readers
 
@@ -81,9 +81,13 @@ class Writer:
         """About how many bytes of memory all events take, acknowledged or not."""
         return self._feed.log.size + self._pending_bytes
 
+    def now_ms(self) -> int:
+        """The time for what happens now, unix ms: since the log's beginning, by a clock that nobody sets."""
+        return self._feed.log.times[0] + int((self._loop.time() - self._began) * 1000)
+
     def put(self, entry: bytes, *, ms: int | None = None) -> EventId:
         """Accept an entry; it is appended as soon as can be."""
-        (event,) = number([entry], after=self.last_id, now_ms=now_ms() if ms is None else ms)
+        (event,) = number([entry], after=self.last_id, now_ms=self.now_ms() if ms is None else ms)
         self._pending.append(event)
         self._pending_bytes += len(entry) + _PENDING_OVERHEAD
         if self._pending_bytes > self._max_pending_bytes:

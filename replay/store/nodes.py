@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Sequence
 
 from replay.store import keys
@@ -21,7 +20,8 @@ class NodeCalls:
         """Say that a node is alive for that long; whether what it said with `watch` still stands."""
         await self._reads.ready()
         call = self._reads.start_call
-        now_ms = int(time.time() * 1000)
+        seconds, _ = await call("TIME")  # one clock for all nodes
+        now_ms = int(seconds) * 1000
         _, watched, _ = await asyncio.gather(
             call("SET", keys.node_key(node), "1", "PX", lease_ms),
             call("PEXPIRE", keys.watching_key(node), lease_ms),
