@@ -32,6 +32,7 @@ from replay.http.stored import Stored
 from replay.http.streaming import Streaming
 from replay.http.tokens import Tokens
 from replay.http.transcripts import Transcripts
+from replay.live.catalogue import Catalogue
 from replay.live.chronicle import Chronicle
 from replay.live.counters import Counters
 from replay.live.hub import Hub
@@ -106,7 +107,17 @@ class App:
         starter = Starter(store, self.hub, self.producers, upstream, settings, node=self.name)
         self._streaming = Streaming(self.hub, settings, counters)
         events = Events(self.hub, self._streaming)
-        generations = Generations(store, self.hub, chronicle, self.producers, starter, events, settings, node=self.name)
+        generations = Generations(
+            store,
+            self.hub,
+            chronicle,
+            Catalogue(store, self.hub, self.producers),
+            self.producers,
+            starter,
+            events,
+            settings,
+            node=self.name,
+        )
         ops = Ops(store, self.hub, self.producers, counters, siblings=self._siblings)
         if self._siblings is not None:
             await self._siblings.start(ops.registry)
