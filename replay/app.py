@@ -35,6 +35,7 @@ from replay.http.stored import Stored
 from replay.http.streaming import Streaming
 from replay.http.tokens import Tokens
 from replay.http.transcripts import Transcripts
+from replay.live.catalogue import Catalogue
 from replay.live.chronicle import Chronicle
 from replay.live.counters import Counters
 from replay.live.hub import Hub
@@ -111,8 +112,18 @@ class App:
         self._streaming = Streaming(self.hub, settings, counters)
         events = Events(self.hub, self._streaming)
         bodies = Bodies(settings)
+        catalogue = Catalogue(store, self.hub, self.producers)
         generations = Generations(
-            store, self.hub, chronicle, self.producers, starter, events, bodies, settings, node=self.name
+            store,
+            self.hub,
+            chronicle,
+            catalogue,
+            self.producers,
+            starter,
+            events,
+            bodies,
+            settings,
+            node=self.name,
         )
         ops = Ops(store, self.hub, self.producers, counters, siblings=self._siblings)
         if self._siblings is not None:

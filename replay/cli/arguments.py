@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Any, get_args
 
@@ -63,6 +64,20 @@ def _add_ls(parsers: Any) -> None:
     parser.add_argument(
         "--status", type=_statuses, metavar="STATUS", help=f"only these, separated by commas: {', '.join(_STATUSES)}"
     )
+    parser.add_argument("--model", help="only of this model")
+    parser.add_argument(
+        "--metadata",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only with this; may be given several times",
+    )
+    parser.add_argument("--q", metavar="TEXT", help="only with this in the id, the model or the metadata, in any case")
+    parser.add_argument(
+        "--since", type=_time, metavar="TIME", help="only what was created then or later: ISO 8601, local time"
+    )
+    parser.add_argument("--until", type=_time, metavar="TIME", help="only what was created then or earlier")
     parser.add_argument("--limit", type=int, default=_DEFAULT_LIMIT, metavar="N", help="at most so many (%(default)s)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each")
 
@@ -112,6 +127,13 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
     return name, value
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected ISO 8601, as 2026-01-31T18:00") from None
 
 
 def _run(command: Command, arguments: argparse.Namespace) -> Exit:

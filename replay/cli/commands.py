@@ -63,7 +63,15 @@ def _come_back(generation_id: str, arguments: argparse.Namespace) -> str:
 
 def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exit:
     """List generations."""
-    generations = client.list(status=arguments.status, limit=arguments.limit)
+    generations = client.list(
+        status=arguments.status,
+        model=arguments.model,
+        metadata=dict(arguments.metadata),
+        q=arguments.q,
+        since=arguments.since,
+        until=arguments.until,
+        limit=arguments.limit,
+    )
     if arguments.json:
         for generation in generations:
             terminal.write(json.dumps(generation.raw, ensure_ascii=False) + "\n")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import httpx2
 
-from replay.client import calls
+from replay.client import calls, requests
 from replay.client.connection import LOST, Connection, answer_of
 from replay.client.events import Event
 from replay.client.exchange import Outcome, Request
@@ -88,10 +89,19 @@ class AsyncClient:
         return await self._run(calls.generation(generation_id, self._patience()))
 
     async def list(
-        self, *, status: str | Iterable[str] | None = None, limit: int | None = None
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        q: str | None = None,
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        limit: int | None = None,
     ) -> AsyncIterator[Generation]:
         """Yield generations, newest first. See `Client.list`."""
-        listing = calls.Listing(status=status, limit=limit)
+        filters = requests.filters(status=status, model=model, metadata=metadata, q=q, since=since, until=until)
+        listing = calls.Listing(filters, limit=limit)
         while not listing.complete:
             page = await self._run(listing.page(self._patience()))
             for generation in listing.take(page):

@@ -110,16 +110,16 @@ _PAGE = 100  # generations; the service sends at most 1,000 at once
 class Listing:
     """Goes through the pages of the list."""
 
-    def __init__(self, *, status: str | Iterable[str] | None, limit: int | None) -> None:
+    def __init__(self, filters: Mapping[str, str], *, limit: int | None) -> None:
         self.complete = limit == 0
-        self._status = status if status is None or isinstance(status, str) else ",".join(status)
+        self._filters = filters
         self._left = limit
         self._before: str | None = None
 
     def page(self, patience: Patience) -> Call[Page]:
         """Ask for the next page."""
         size = _PAGE if self._left is None else min(self._left, _PAGE)
-        return _fetch(requests.page(status=self._status, limit=size, before=self._before), patience, read_page)
+        return _fetch(requests.page(self._filters, limit=size, before=self._before), patience, read_page)
 
     def take(self, page: Page) -> list[Generation]:
         """The generations of a page; a page may be short, or empty, although there is more."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import httpx2
 
-from replay.client import calls
+from replay.client import calls, requests
 from replay.client.connection import LOST, Connection, answer_of
 from replay.client.events import Event
 from replay.client.exchange import Outcome, Request
@@ -110,12 +111,26 @@ class Client:
         """A generation as it is now; raises GenerationNotFound."""
         return self._run(calls.generation(generation_id, self._patience()))
 
-    def list(self, *, status: str | Iterable[str] | None = None, limit: int | None = None) -> Iterator[Generation]:
-        """Yield generations, newest first, of one status or of several; all of them, or at most `limit`.
+    def list(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        q: str | None = None,
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Generation]:
+        """Yield generations, newest first; all that meet every filter, or at most `limit`.
 
-        Pages are asked for as they are needed; raises InvalidRequest for a status that is none.
+        `status` is one or several, `metadata` the members it has to have, each value as text, `q` a part of the id, the
+        model or a value of the metadata in any case; `since` and `until`, both included, are when it was created, as
+        unix seconds or a datetime. Pages are asked for as they are needed; raises InvalidRequest for a status that is
+        none.
         """
-        listing = calls.Listing(status=status, limit=limit)
+        filters = requests.filters(status=status, model=model, metadata=metadata, q=q, since=since, until=until)
+        listing = calls.Listing(filters, limit=limit)
         while not listing.complete:
             page = self._run(listing.page(self._patience()))
             yield from listing.take(page)

@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from replay.client.exchange import Request
@@ -53,9 +54,24 @@ def generation(generation_id: str) -> Request:
     return Request("GET", _path(generation_id))
 
 
-def page(*, status: str | None, limit: int, before: str | None) -> Request:
+def filters(
+    *,
+    status: str | Iterable[str] | None,
+    model: str | None,
+    metadata: Mapping[str, str] | None,
+    q: str | None,
+    since: float | datetime | None,
+    until: float | datetime | None,
+) -> dict[str, str]:
+    """Which generations are wanted of the list."""
+    members = {f"metadata.{key}": value for key, value in (metadata or {}).items()}
+    statuses = status if status is None or isinstance(status, str) else ",".join(status)
+    return members | _given({"status": statuses, "model": model, "q": q, "since": _ms(since), "until": _ms(until)})
+
+
+def page(filters: Mapping[str, str], *, limit: int, before: str | None) -> Request:
     """A page of the list."""
-    return Request("GET", "/generations", query=_given({"status": status, "limit": str(limit), "before": before}))
+    return Request("GET", "/generations", query={**filters, **_given({"limit": str(limit), "before": before})})
 
 
 def events(generation_id: str, after: str | None) -> Request:
@@ -97,6 +113,12 @@ def _path(generation_id: str) -> str:
     if not _GENERATION_ID.fullmatch(generation_id):
         raise GenerationNotFound(f"generation {generation_id[:150]!r} does not exist")
     return f"/generations/{generation_id}"
+
+
+def _ms(time: float | datetime | None) -> str | None:
+    """A time in unix seconds, or a datetime, in unix ms."""
+    seconds = time.timestamp() if isinstance(time, datetime) else time
+    return None if seconds is None else str(round(seconds * 1000))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

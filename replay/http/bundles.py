@@ -32,7 +32,7 @@ class Bundles:
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
-        return [web.get("/events", self.events, allow_head=False)]
+        return [web.get("/events", self.events)]
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Exactly what comes after the cursor, for each generation, then live."""

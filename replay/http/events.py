@@ -71,7 +71,7 @@ class Events:
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
-        return [web.get("/generations/{id}/events", self.events, allow_head=False)]
+        return [web.get("/generations/{id}/events", self.events)]
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Exactly what comes after the cursor, then live."""

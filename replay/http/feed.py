@@ -26,7 +26,7 @@ class LifeFeed:
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
-        return [web.get("/feed", self.feed, allow_head=False)]
+        return [web.get("/feed", self.feed)]
 
     async def feed(self, request: web.Request) -> web.StreamResponse:
         """What happens from now on, or after the cursor; with `progress=1` how far the live ones have come too."""

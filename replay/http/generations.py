@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
 from replay.config import Settings
-from replay.errors import InvalidRequest
 from replay.http import negotiation
 from replay.http.bodies import Bodies
 from replay.http.events import FROM_START, Events, read_wish
+from replay.http.listing import read_query, spell
 from replay.http.negotiation import generation_id_of
 from replay.http.orders import read_order
+from replay.live.catalogue import Catalogue, Listed, generation_of
 from replay.live.chronicle import Chronicle
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.live.starter import Starter
-from replay.model.event import Event, Kind
-from replay.model.generation import End, Generation, Status
+from replay.model.event import Event
+from replay.model.generation import Generation
 from replay.store import Ends, EventStore
 from replay.wire import json
-from replay.wire.events import decode_end, decode_start
 
-_DEFAULT_LIMIT = 50
-_LARGEST_LIMIT = 1000
-_MOST_PAGES = 40  # looked through for one answer; a rare status is found over several calls
 _STREAM = "text/event-stream"
+_AT_ONCE = 50  # generations that are described before others have their turn: less than a millisecond
 
 
 class Generations:
@@ -39,6 +38,7 @@ class Generations:
         store: EventStore,
         hub: Hub,
         chronicle: Chronicle,
+        catalogue: Catalogue,
         producers: Producers,
         starter: Starter,
         events: Events,
@@ -50,6 +50,7 @@ class Generations:
         self._store = store
         self._hub = hub
         self._chronicle = chronicle
+        self._catalogue = catalogue
         self._producers = producers
         self._starter = starter
         self._events = events
@@ -86,42 +87,30 @@ class Generations:
         if ends is None:
             return _answer(await self._describe_feed(await self._hub.open(generation_id)))
         counts = await self._count_subscribers([generation_id])
-        return _answer(describe(_generation(ends), ends.expires_at_ms, counts[generation_id]))
+        return _answer(describe(generation_of(ends), ends.expires_at_ms, counts[generation_id]))
 
     async def list_recent(self, request: web.Request) -> web.Response:
         """Generations, newest first."""
-        wanted = _statuses(request)
-        limit = negotiation.integer(request, "limit", least=1, most=_LARGEST_LIMIT, default=_DEFAULT_LIMIT)
+        query = read_query(request)
         cursor = await self._chronicle.last_id()  # read first, so that nothing falls between the list and the feed
-        found: list[Ends] = []
-        place = request.query.get("before")
-        for _ in range(_MOST_PAGES):
-            page = await self._store.recent(before=place, limit=limit - len(found))
-            found += await self._existing(page.generation_ids, wanted)
-            place = page.next
-            if len(found) >= limit or place is None:
-                break
-        generations = [_generation(ends) for ends in found]
-        counts = await self._count_subscribers([generation.start.generation_id for generation in generations])
-        described = [
-            describe(generation, ends.expires_at_ms, counts[generation.start.generation_id])
-            for generation, ends in zip(generations, found, strict=True)
-        ]
-        return _answer(
-            {"generations": described, "next": place, "feed_cursor": FROM_START if cursor is None else str(cursor)}
+        found = await self._catalogue.find(query.selection, before=query.before, limit=query.limit)
+        body = b'{"generations":[%b],"next":%b,"feed_cursor":%b}' % (
+            b",".join(await self._described(found.listed)),
+            json.dumps(spell(found.next)),
+            json.dumps(FROM_START if cursor is None else str(cursor)),
         )
+        return _answer(body)
 
-    async def _existing(self, generation_ids: Sequence[str], wanted: frozenset[Status]) -> list[Ends]:
-        """Those that still exist and have a wanted status; what is gone is taken off the list."""
-        all_ends = await self._store.ends(generation_ids)
-        await self._store.forget(
-            [
-                generation_id
-                for generation_id, ends in zip(generation_ids, all_ends, strict=True)
-                if ends is None and generation_id not in self._producers and not self._hub.healing
+    async def _described(self, listed: Sequence[Listed]) -> list[bytes]:
+        counts = await self._count_subscribers([generation.start.generation_id for generation, _ in listed])
+        described: list[bytes] = []
+        for start in range(0, len(listed), _AT_ONCE):
+            described += [
+                json.dumps(describe(generation, expires_at_ms, counts[generation.start.generation_id]))
+                for generation, expires_at_ms in listed[start : start + _AT_ONCE]
             ]
-        )
-        return [ends for ends in all_ends if ends is not None and _generation(ends).status in wanted]
+            await asyncio.sleep(0)
+        return described
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop a generation, on whichever node it runs; what it has said stays."""
@@ -139,7 +128,7 @@ class Generations:
         counts = await self._count_subscribers([feed.generation_id])
         (ends,) = await self._store.ends([feed.generation_id])
         expires_at_ms = None if ends is None else ends.expires_at_ms
-        return describe(_generation(Ends(first, last, None)), expires_at_ms, counts[feed.generation_id])
+        return describe(generation_of(Ends(first, last, None)), expires_at_ms, counts[feed.generation_id])
 
     async def _count_subscribers(self, generation_ids: Sequence[str]) -> dict[str, int]:
         """Here and on the other nodes."""
@@ -150,14 +139,10 @@ class Generations:
         return counts
 
 
-def _answer(body: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+def _answer(body: dict[str, Any] | bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     headers = {"Cache-Control": "no-cache"} | (headers or {})
-    return web.Response(body=json.dumps(body), status=status, content_type="application/json", headers=headers)
-
-
-def _generation(ends: Ends) -> Generation:
-    end: End | None = decode_end(ends.last.entry) if ends.last.kind is Kind.END else None
-    return Generation(decode_start(ends.first.entry), ends.first.id, ends.last.id, end)
+    encoded = body if isinstance(body, bytes) else json.dumps(body)
+    return web.Response(body=encoded, status=status, content_type="application/json", headers=headers)
 
 
 def describe(generation: Generation, expires_at_ms: int | None, subscribers: int) -> dict[str, Any]:
@@ -192,14 +177,3 @@ def describe(generation: Generation, expires_at_ms: int | None, subscribers: int
         "ttft_ms": end.ttft_ms,
         "duration_ms": end.duration_ms,
     }
-
-
-def _statuses(request: web.Request) -> frozenset[Status]:
-    """The statuses asked for: `status=failed`, `status=queued,streaming`, or all; raises InvalidRequest."""
-    text = request.query.get("status")
-    if text is None:
-        return frozenset(Status)
-    try:
-        return frozenset(Status(name) for name in text.split(","))
-    except ValueError:
-        raise InvalidRequest(f"status={text[:100]!r}: expected {', '.join(Status)}") from None

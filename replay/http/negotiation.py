@@ -77,7 +77,7 @@ def integer(request: web.Request, name: str, *, least: int, most: int, default: 
     return int(text)
 
 
-def time_ms(request: web.Request, name: str) -> int | None:
+def time_ms(request: web.Request, name: str, *, rounded_up: bool = True) -> int | None:
     """A query parameter that is a time, unix ms or ISO 8601 (UTC where it names no zone); raises InvalidRequest."""
     text = request.query.get(name)
     if text is None:
@@ -91,4 +91,5 @@ def time_ms(request: web.Request, name: str) -> int | None:
         raise InvalidRequest(f"{name}={text[:100]!r}: expected unix ms or ISO 8601") from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
-    return -((_EPOCH - time) // timedelta(milliseconds=1))  # rounded up, in integers
+    ms = timedelta(milliseconds=1)
+    return -((_EPOCH - time) // ms) if rounded_up else (time - _EPOCH) // ms  # in integers

@@ -59,7 +59,7 @@ def order_of(
         response=response,
         generation_id=None if generation_id is None else check_generation_id(generation_id),
         ttl_ms=math.ceil((settings.ttl_s if ttl_s is None else ttl_s) * 1000),
-        metadata=_metadata(options, body if api else {}, settings),
+        metadata=_metadata(options, body, settings),
         abandon_after_ms=None if abandon_after_s is None else math.ceil(abandon_after_s * 1000),
         idempotency_key=_idempotency_key(request),
     )

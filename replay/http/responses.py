@@ -40,7 +40,7 @@ class ResponseCalls:
         """What this face answers."""
         return [
             web.post("/v1/responses", self.create),
-            web.get("/v1/responses/{id}", self.get, allow_head=False),
+            web.get("/v1/responses/{id}", self.get),
             web.delete("/v1/responses/{id}", self.delete),
             web.post("/v1/responses/{id}/cancel", self.cancel),
             web.get("/v1/responses/{id}/input_items", self.input_items),

@@ -16,7 +16,7 @@ from replay.http.openai import Calls, answer_json, assembled, kept_request
 from replay.live.feed import Feed
 from replay.model.event import Kind
 from replay.model.generation import Start, Status
-from replay.store import Ends
+from replay.store import Ends, Row
 from replay.upstream import Api
 from replay.wire.events import decode_end, decode_start
 from replay.wire.responses_request import chat_request
@@ -66,28 +66,28 @@ class Stored:
     async def list_completions(self, request: web.Request) -> web.Response:
         """Completed chat completions, oldest first or, with `order=desc`, newest first."""
         paging, wanted = read_paging(request), _Wanted(request)
-        place = None if paging.after is None else await self._place(paging.after)
+        cursor = None if paging.after is None else await self._row(paging.after)
         found: list[str] = []
         for _ in range(_MOST_PAGES):
-            page = await self._calls.store.recent(before=place, limit=_PAGE, oldest_first=paging.oldest_first)
+            page = await self._calls.store.recent(before=cursor, limit=_PAGE, oldest_first=paging.oldest_first)
             all_ends = await self._calls.store.ends(page.generation_ids)
             found += [ends_id(ends) for ends in all_ends if ends is not None and wanted.has(ends)]
-            place = page.next
-            if len(found) > paging.limit or place is None:
+            cursor = page.next
+            if len(found) > paging.limit or cursor is None:
                 break
         completions = [shown async for shown in self._shown(found[: paging.limit])]
-        return answer_json(listing(completions, has_more=len(found) > paging.limit or place is not None))
+        return answer_json(listing(completions, has_more=len(found) > paging.limit or cursor is not None))
 
     async def _shown(self, generation_ids: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
         for generation_id in generation_ids:
             with contextlib.suppress(GenerationNotFound):  # it has expired since it was listed
                 yield _shown(await self._calls.hub.open(generation_id))
 
-    async def _place(self, generation_id: str) -> str:
+    async def _row(self, generation_id: str) -> Row:
         (ends,) = await self._calls.store.ends([generation_id])
         if ends is None:
             raise InvalidRequest(f"after={generation_id[:150]!r}: expected the id of a completion that is still here")
-        return f"{ends.first.id.ms}-{generation_id}"
+        return Row(ends.first.id.ms, generation_id)
 
 
 class _Wanted:

@@ -1,4 +1,7 @@
-"""Answers a request with a stream of a generation's events, on a connection that is the subscriber's own."""
+"""Answers a request with a stream of a generation's events, on a connection that is the subscriber's own.
+
+A `HEAD` is answered with the headers of the `GET`; nobody is subscribed by it.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +51,11 @@ class Streaming:
         ``opening`` is written at once, ``preface`` goes into the first block that carries data.
         """
         settings = self._settings
-        channel = Channel(face, is_chunked(request))
         whose = {} if feed.generation_id == CHRONICLE else {"Replay-Generation-Id": feed.generation_id}
         fields = {**_headers(face), **whose, **(headers or {})}
+        if request.method == "HEAD":
+            return web.StreamResponse(headers=fields)
+        channel = Channel(face, is_chunked(request))
         retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
         delivery = Delivery(
             channel=channel,
@@ -73,6 +78,8 @@ class Streaming:
 
     def bundle(self, request: web.Request, origins: Sequence[Origin], cursor: Cursor) -> web.StreamResponse:
         """The events of several generations."""
+        if request.method == "HEAD":
+            return web.StreamResponse(headers=_headers(SSE))
         settings, subscribers = self._settings, self._hub.subscribers
         bundle = Bundle(
             origins,
@@ -91,6 +98,8 @@ class Streaming:
 
     async def come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
         """Answer so that an `EventSource` tries again: any other status would end it for good."""
+        if request.method == "HEAD":
+            return web.StreamResponse(headers=_headers(face))
         channel = Channel(face, is_chunked(request))
         transport = request.transport
         if transport is not None and not transport.is_closing():

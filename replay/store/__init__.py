@@ -34,11 +34,23 @@ class Ends(NamedTuple):
     expires_at_ms: int | None
 
 
+class Row(NamedTuple):
+    """A generation on the list of recent ones, which is ordered by time and, within a millisecond, by id."""
+
+    created_ms: int
+    generation_id: str
+
+
 class Page(NamedTuple):
     """A stretch of the list of recent generations."""
 
-    generation_ids: list[str]
-    next: str | None  # where the next page begins; None at the end
+    rows: list[Row]
+    next: Row | None  # what the next page comes after; None at the end
+
+    @property
+    def generation_ids(self) -> list[str]:
+        """Whose rows these are."""
+        return [row.generation_id for row in self.rows]
 
 
 class Listener(Protocol):
@@ -117,7 +129,10 @@ class EventStore(Protocol):
         """At most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""
 
     async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
-        """Both ends of each log, in the order asked; None for one that does not exist."""
+        """Both ends of each log, in the order asked; None for one that does not exist.
+
+        However many are asked for, whoever else reads waits for a few of them at most.
+        """
 
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
@@ -146,11 +161,19 @@ class EventStore(Protocol):
     async def live(self) -> dict[str, str]:
         """Generation id -> producing node; may say too much, never too little."""
 
-    async def recent(self, *, before: str | None, limit: int, oldest_first: bool = False) -> Page:
-        """Generations, newest first; ``before`` is an earlier page's `next`. May name some that are gone."""
+    async def live_rows(self) -> list[Row]:
+        """The rows of those in `live`, in order; the time is 0 where it is on the list of recent ones no more."""
 
-    async def forget(self, generation_ids: Sequence[str]) -> None:
-        """Take generations that are gone off the lists."""
+    async def recent(
+        self, *, before: Row | None, limit: int, since_ms: int | None = None, oldest_first: bool = False
+    ) -> Page:
+        """Generations, newest first, behind the row ``before``, which need not exist; none created before a time.
+
+        May name some that are gone.
+        """
+
+    async def forget(self, rows: Sequence[Row]) -> None:
+        """Take generations that are gone off the list of recent ones, unless they were listed anew meanwhile."""
 
     async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
         """Bind an idempotency key to a value for some time; returns the value it is bound to."""

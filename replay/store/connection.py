@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,17 @@ class Link:
             return await self.call(*args)
         except ConnectionLost:
             return await self.call(*args)
+
+    async def ask_all(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
+        """`ask` for many at once: they leave in one write, and their replies are waited for together."""
+        try:
+            return await self._call_all(commands)
+        except ConnectionLost:
+            return await self._call_all(commands)
+
+    async def _call_all(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
+        await self.ready()
+        return await asyncio.gather(*(self.start_call(*command) for command in commands))
 
     async def ready(self) -> None:
         """Wait a moment for a connection that was lost just now; raises StoreUnavailable."""

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
-from replay.errors import InvalidRequest
 from replay.model.event import Event, EventId
+from replay.store import Row
 
 NUL = b"\0"
 LIVE = "replay:live"
@@ -110,9 +110,6 @@ def unpack(batch: bytes) -> list[Event]:
     return [Event(parse_event_id(parts[i]), parts[i + 1]) for i in range(0, len(parts), 2)]
 
 
-def parse_place(text: str) -> tuple[str, str]:
-    """A place in the list of recent generations: ms and id; raises InvalidRequest."""
-    ms, dash, generation_id = text.partition("-")
-    if not (dash and ms.isdecimal() and ms.isascii() and len(ms) <= 16):
-        raise InvalidRequest(f"before={text[:150]!r}: expected the `next` of an earlier page")
-    return ms, generation_id
+def parse_rows(members: list[bytes], scores: list[bytes | None]) -> list[Row]:
+    """Rows of the list of recent generations; where there is no score, the time is 0."""
+    return [Row(int(score or 0), member.decode()) for member, score in zip(members, scores, strict=True)]

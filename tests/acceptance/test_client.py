@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -373,6 +374,25 @@ async def test_a_list_goes_through_all_pages(connect, service, upstream):
     assert completed == started[:-104:-1]
     with pytest.raises(InvalidRequest):
         [generation async for generation in client.list(status="happy")]
+
+
+async def test_a_list_can_be_filtered(connect, service, upstream):
+    # given
+    upstream.script = say("ok")
+    job = secrets.token_hex(8)
+    ids = [await service.run(metadata={"job": f"{job} {n}", "n": n}) for n in range(3)]
+    created = [(await service.generation(id))["created"] for id in ids]
+    client = connect(service.url)
+
+    async def listed(**filters: Any) -> list[str]:
+        return [generation.id async for generation in client.list(q=job.upper(), **filters)]
+
+    # then
+    assert await listed() == ids[::-1]
+    assert await listed(metadata={"n": "1", "job": f"{job} 1"}) == ids[1:2]
+    assert await listed(model="test-model", status="completed", since=created[1]) == ids[:0:-1]
+    assert await listed(until=datetime.fromtimestamp(created[1])) == ids[1::-1]
+    assert await listed(model="another") == []
 
 
 async def test_cancelling_keeps_what_was_said(connect, service, upstream):

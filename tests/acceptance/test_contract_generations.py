@@ -56,6 +56,14 @@ async def test_all_parameters_of_a_chat_request_are_passed_to_the_upstream(servi
     assert "replay" not in call.request
 
 
+async def test_metadata_of_the_request_is_kept_as_the_generations_and_goes_to_the_upstream(service, upstream):
+    kept = await service.start(CHAT | {"metadata": {"user": "u1"}})
+    own = await service.start(CHAT | {"metadata": {"user": "u1"}}, metadata={"job": 7})
+    assert (kept["metadata"], own["metadata"]) == ({"user": "u1"}, {"job": 7})
+    for _ in (kept, own):
+        assert (await upstream.called()).request["metadata"] == {"user": "u1"}
+
+
 async def test_a_prompt_is_sent_as_one_user_message(service, upstream):
     await service.start({"prompt": "What is Valkey?", "model": "test-model"})
     call = await upstream.called()

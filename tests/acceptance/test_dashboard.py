@@ -10,9 +10,10 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from playwright.async_api import BrowserContext
+from playwright.async_api import BrowserContext, Route
 from support.api import Api, event_id, text_of
 from support.browser import Tab, chromium, open_tab
 from support.deadlines import eventually
@@ -166,6 +167,50 @@ async def test_list_is_filtered_by_status_and_text(open_page, node, upstream):
     await tab.until("document.body.innerText.includes('Nothing matches')")
     await tab.page.get_by_role("button", name="Show all").click()
     await shows_rows(tab, (bad, "failed"), (good, "completed"))
+
+
+async def test_list_finds_what_is_not_on_the_page(open_page, node, upstream):
+    # given more generations than the page has loaded, among them an old one that failed
+    old, call = await begin(node.api, upstream, "a", metadata={"ticket": "ACME-42"})
+    await call.cut()
+    await node.api.ended(old)
+    upstream.script = generate(1)
+    for _ in range(3):
+        await asyncio.gather(*(node.api.start() for _ in range(40)))
+    tab = await open_page()
+    await tab.until("document.querySelectorAll('.rows .row').length >= 100")
+    assert old not in dict(await rows(tab))
+    # then
+    await tab.page.get_by_label("Search by id, model or metadata").fill("acme-42")
+    await shows_rows(tab, (old, "failed"))
+    await tab.page.get_by_label("Search by id, model or metadata").fill("")
+    await tab.until("document.querySelectorAll('.rows .row:not([hidden])').length >= 100")
+
+
+async def test_list_follows_short_and_empty_answers_of_the_node(browser, open_page, node, upstream):
+    # given a node that looks at no more than one generation for an answer
+    bad, call = await begin(node.api, upstream, "a")
+    await call.cut()
+    await node.api.ended(bad)
+    upstream.script = generate(1)
+    good = [await node.api.run() for _ in range(3)]
+
+    async def shorten(route: Route) -> None:
+        query = dict(parse_qsl(urlsplit(route.request.url).query))
+        wanted = query.pop("status", None)
+        page = (await node.api.get("/generations", **query | {"limit": "1"})).json()
+        if wanted is not None:
+            page["generations"] = [each for each in page["generations"] if each["status"] in wanted.split(",")]
+        await route.fulfill(json=page)
+
+    await browser.route("**/generations?*", shorten)
+    tab = await open_page()
+    # then the button goes on, and what is asked for is found behind answers with nothing in them
+    await shows_rows(tab, (good[2], "completed"))
+    await tab.page.get_by_role("button", name="Load more").click()
+    await shows_rows(tab, (good[2], "completed"), (good[1], "completed"))
+    await tab.page.get_by_label("Status").select_option(label="Failed")
+    await shows_rows(tab, (bad, "failed"))
 
 
 async def test_list_comes_back_after_a_restart_of_the_node(open_page, make_node, node, upstream):

@@ -431,6 +431,7 @@ async def test_wrong_usage_is_told(run):
         ("generate", "--metadata", "x", "Hi"),
         ("generate", "--ttl", "soon", "Hi"),
         ("ls", "--status", "happy"),
+        ("ls", "--since", "yesterday"),
         ("transcript", "g", "--format", "pdf"),
         ("ls", "--url", "localhost:8080"),
     ):
@@ -479,6 +480,20 @@ async def test_a_list_is_lines_with_tabs_for_programs(run, service, upstream):
     assert [row[0] for row in rows] == ids[:0:-1]
     assert [[*row[1:3], *row[4:]] for row in rows] == [["completed", "test-model", "5", "0"]] * 2
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row[3]) for row in rows)
+
+
+async def test_a_list_can_be_filtered(run, service, upstream):
+    upstream.script = say("a")
+    ids = [await service.run(metadata={"job": "ls", "n": str(n)}) for n in range(3)]
+
+    async def listed(*words: str) -> list[str]:
+        command = await run("ls", "--q", "LS", "--metadata", "job=ls", *words)
+        assert await command.exit() == 0, command.stderr
+        return [line.split("\t")[0] for line in command.stdout.decode().splitlines()]
+
+    assert await listed() == ids[::-1]
+    assert await listed("--metadata", "n=1", "--model", "test-model") == ids[1:2]
+    assert await listed("--since", "2020-01-31", "--until", "2021-01-31T18:00") == []
 
 
 async def test_a_list_is_json_where_that_is_asked_for(run, service, upstream):

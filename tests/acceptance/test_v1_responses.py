@@ -2216,7 +2216,7 @@ async def test_half_a_character_in_an_answer_can_be_continued(world):
     [
         ("GET", PATH, "POST"),
         ("DELETE", PATH, "POST"),
-        ("POST", f"{PATH}/gen_x", "DELETE, GET"),
+        ("POST", f"{PATH}/gen_x", "DELETE, GET, HEAD"),
         ("GET", f"{PATH}/gen_x/cancel", "POST"),
         ("POST", f"{PATH}/gen_x/input_items", "GET, HEAD"),
     ],

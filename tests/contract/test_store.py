@@ -20,9 +20,9 @@ from support.fault_proxy import FaultProxy
 from support.ports import free_port
 from support.valkey import ValkeyServer
 
-from replay.errors import InvalidRequest, StoreRefused, StoreUnavailable
+from replay.errors import StoreRefused, StoreUnavailable
 from replay.model.event import Event, EventId, number
-from replay.store import BURIED_MS, Ends, EventStore, Page, Refused
+from replay.store import BURIED_MS, Ends, EventStore, Page, Refused, Row
 from replay.store.valkey import ValkeyStore
 
 PATIENT_S = 30.0  # the answer to a command that a test holds up for a while
@@ -412,7 +412,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.delete("g2", run="1", idempotency=None),
         lambda: store.expire("g", 60_000),
         lambda: store.expire("nobody", 60_000),
-        lambda: store.forget(["g2"]),
+        lambda: store.forget([Row(1000, "g2")]),
         lambda: store.alive(["node_1", "node_2"]),
         lambda: store.recent(before=None, limit=10),
         lambda: store.unregister("nobody"),
@@ -820,29 +820,80 @@ async def _all_pages(store: EventStore, size: int, oldest_first: bool) -> list[P
     return pages
 
 
-async def test_page_goes_on_from_its_place_when_generations_come_and_go(store):
+async def test_page_goes_on_from_its_row_when_generations_come_and_go(store):
     for name in "abcdef":
         await store.register(name, node="node_1", created_ms=7)
     first = await store.recent(before=None, limit=2)
     assert first.generation_ids == ["f", "e"]
     await store.register("z", node="node_1", created_ms=8)
-    await store.forget(["e", "d"])  # also the one that the place names
+    await store.forget([Row(7, "e"), Row(7, "d")])  # also the one that is gone on from
     assert (await store.recent(before=first.next, limit=9)).generation_ids == ["c", "b", "a"]
 
 
 async def test_unregistered_generation_stays_recent_until_it_is_forgotten(store):
     await store.register("a", node="node_1", created_ms=1)
     await store.unregister("a")
-    assert (await store.recent(before=None, limit=5)) == Page(["a"], None)
-    await store.forget(["a", "nobody"])
+    assert (await store.recent(before=None, limit=5)) == Page([Row(1, "a")], None)
+    await store.forget([Row(1, "a"), Row(1, "nobody")])
     await store.forget([])
     assert (await store.recent(before=None, limit=5)) == Page([], None)
 
 
-@pytest.mark.parametrize("before", ["", "x", "-", "-a", "1", "١-a", "1.5-a", "(1-a", "+inf-a", "\0"])
-async def test_place_that_no_page_gave_is_refused(store, before):
-    with pytest.raises(InvalidRequest, match=r"before=.*expected the `next`"):
-        await store.recent(before=before, limit=5)
+async def test_generation_that_was_listed_anew_is_not_forgotten(store):
+    await store.register("a", node="node_1", created_ms=1)
+    (row,) = (await store.recent(before=None, limit=5)).rows
+    await store.register("a", node="node_1", created_ms=2)
+    await store.forget([row])
+    assert (await store.recent(before=None, limit=5)).rows == [Row(2, "a")]
+
+
+async def test_recent_ones_can_be_had_from_a_time_on(store):
+    for ms in (1, 2, 3, 4):
+        await store.register(f"g{ms}", node="node_1", created_ms=ms)
+    first = await store.recent(before=None, limit=2, since_ms=2)
+    assert first == Page([Row(4, "g4"), Row(3, "g3")], Row(3, "g3"))
+    assert await store.recent(before=first.next, limit=2, since_ms=2) == Page([Row(2, "g2")], None)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 1200])
+async def test_live_rows_are_those_of_the_live_ones_in_order(store, other, count):
+    # given live ones among others, and one that the list of recent ones has lost
+    created = {f"g{place}": 1000 + place * 7 % 500 for place in range(count)}
+    for name, ms in created.items():
+        await store.register(name, node=f"node_{ms % 3}", created_ms=ms)
+    for name in ("over", "lost"):
+        await store.register(name, node="node_1", created_ms=5)
+    await store.unregister("over")
+    await store.forget([Row(5, "lost")])
+    # then
+    assert await other.live_rows() == [Row(0, "lost"), *sorted(Row(ms, name) for name, ms in created.items())]
+
+
+async def test_ends_of_many_logs_hold_nobody_up(proxied, valkey, valkey_proxy):
+    # given
+    logs = {f"g{place}": await grow(proxied, f"g{place}", "s", "ta") for place in range(200)}
+
+    async def executed() -> dict[str, int]:
+        async with valkey.client() as client:
+            statistics = await client.info("commandstats")
+        return {name: statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("xrange", "get")}
+
+    before = await executed()
+    valkey_proxy.hold_replies()
+    # when several ask for many at once, and then somebody reads something else
+    bulky = [asyncio.create_task(proxied.ends([*logs, "nobody"])) for _ in range(5)]
+    await valkey_proxy.reply_held()
+    other_read = asyncio.create_task(proxied.request("g7"))
+    # then few have been looked at before that is read
+    now = await eventually("the other read", executed, lambda now: now["get"] > before["get"])
+    assert 1 <= now["xrange"] - before["xrange"] <= 50
+    valkey_proxy.release()
+    assert await other_read is None
+    for task in bulky:
+        assert [ends and (ends.first, ends.last) for ends in await task] == [
+            *((events[0], events[-1]) for events in logs.values()),
+            None,
+        ]
 
 
 # Idempotency keys.

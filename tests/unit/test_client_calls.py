@@ -205,7 +205,7 @@ def test_a_wait_ends_in_time():
 
 
 def list_all(pages: Callable[[Request], Answer], limit: int | None) -> list[str]:
-    listing, found = calls.Listing(status=["failed", "cancelled"], limit=limit), []
+    listing, found = calls.Listing({"status": "failed,cancelled"}, limit=limit), []
     while not listing.complete:
         call = listing.page(patience())
         page, _ = play(listing.page(patience()), pages(next(call).request))

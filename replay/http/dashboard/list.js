@@ -7,6 +7,7 @@ const FIRST_PAGE = 100;
 const NEXT_PAGES = 200;
 const MOST_LIVE = 1000;
 const LONGEST_PAUSE_MS = 10_000;
+const TYPING_MS = 300; // after the last letter the node is asked too: it knows more than is shown
 
 export class ListPage {
   title = "Generations · replay";
@@ -18,6 +19,7 @@ export class ListPage {
   #groups;
   #next = null;
   #loads = 0; // the last one wins
+  #typing = 0;
   #scrolled = 0;
   #focused = null;
 
@@ -35,7 +37,7 @@ export class ListPage {
     this.#groups = { live: new Group(parts.live), ended: new Group(parts.ended) };
     this.#form.addEventListener("submit", (event) => event.preventDefault());
     this.#form.elements.status.addEventListener("change", () => this.load());
-    this.#form.elements.text.addEventListener("input", () => this.#filter());
+    this.#form.elements.text.addEventListener("input", () => this.#type());
     parts.more.addEventListener("click", () => this.#loadMore());
     feed.listen({
       changed: (change) => this.#change(change),
@@ -72,10 +74,10 @@ export class ListPage {
   }
 
   async #loadOnce(load) {
-    const status = this.#form.elements.status.value;
+    const wanted = this.#wanted();
     // Live ones first, however old: of the two answers, the earlier cursor, so that no change falls in between.
-    const live = await listGenerations({ status: LIVE, limit: MOST_LIVE });
-    const page = await listGenerations({ status, limit: FIRST_PAGE });
+    const live = await listGenerations({ status: LIVE, limit: MOST_LIVE, least: MOST_LIVE });
+    const page = await listGenerations({ ...wanted, limit: FIRST_PAGE });
     if (load !== this.#loads) return;
     note(this.#parts.problem);
     this.#rows.clear();
@@ -90,8 +92,7 @@ export class ListPage {
     const load = this.#loads;
     more.disabled = true;
     try {
-      const status = this.#form.elements.status.value;
-      const page = await listGenerations({ status, before: this.#next, limit: NEXT_PAGES });
+      const page = await listGenerations({ ...this.#wanted(), before: this.#next, limit: NEXT_PAGES });
       if (load !== this.#loads) return;
       note(problem);
       this.#next = page.next;
@@ -148,13 +149,23 @@ export class ListPage {
     return row.live ? this.#groups.live : this.#groups.ended;
   }
 
-  #filter() {
+  #wanted() {
     const { status, text } = this.#form.elements;
-    const statuses = status.value ? new Set(status.value.split(",")) : null;
-    const wanted = text.value.trim().toLowerCase();
+    return { status: status.value, text: text.value.trim() };
+  }
+
+  #type() {
+    this.#filter();
+    clearTimeout(this.#typing);
+    this.#typing = setTimeout(() => this.load(), TYPING_MS);
+  }
+
+  #filter() {
+    const { status, text } = this.#wanted();
+    const statuses = status ? new Set(status.split(",")) : null;
     let shown = 0;
     for (const row of this.#rows.values()) {
-      const hidden = !row.matches(statuses, wanted);
+      const hidden = !row.matches(statuses, text.toLowerCase());
       if (row.element.hidden !== hidden) row.element.hidden = hidden;
       shown += hidden ? 0 : 1;
     }
@@ -162,7 +173,7 @@ export class ListPage {
     table.hidden = shown === 0;
     more.hidden = this.#next === null;
     empty.hidden = shown > 0;
-    if (!shown) empty.replaceChildren(...this.#emptiness(Boolean(statuses || wanted)));
+    if (!shown) empty.replaceChildren(...this.#emptiness(Boolean(statuses || text)));
   }
 
   #emptiness(filtered) {

@@ -11,12 +11,19 @@ export class NodeError extends Error {
   }
 }
 
-/** A page of the list: `{generations, next, feed_cursor}`. */
-export async function listGenerations({ status, before, limit }) {
+/**
+ * A stretch of the list, `{generations, next, feed_cursor}`: at most `limit`, and, where there are so many, `least`.
+ *
+ * One answer of the node may hold fewer, or none, although there are more.
+ */
+export async function listGenerations({ status, text, before, limit, least = 1 }) {
   const query = new URLSearchParams({ limit });
-  if (status) query.set("status", status);
-  if (before) query.set("before", before);
-  return (await call(`/generations?${query}`)).json();
+  for (const [name, value] of Object.entries({ status, q: text, before })) if (value) query.set(name, value);
+  const page = await (await call(`/generations?${query}`)).json();
+  const found = page.generations.length;
+  if (page.next === null || found >= least) return page;
+  const rest = await listGenerations({ status, text, before: page.next, limit: limit - found, least: least - found });
+  return { ...page, generations: [...page.generations, ...rest.generations], next: rest.next };
 }
 
 export async function getGeneration(id) {

@@ -35,7 +35,7 @@ export class Row {
     this.first = told.ttft_ms ?? this.first ?? null;
     this.lasted = told.duration_ms ?? (told.ended ? told.ended * 1000 - this.created : null);
     this.viewers = told.subscribers ?? this.viewers ?? 0;
-    this.#hay = `${this.id} ${this.model} ${JSON.stringify(this.metadata)}`.toLowerCase();
+    this.#hay = [this.id, this.model, ...Object.values(this.metadata).map(asText)].join("\n").toLowerCase();
     this.#chip.dataset.status = this.status;
     setText(this.#chip, this.status);
     setText(this.#cells.model, this.model);
@@ -101,6 +101,10 @@ export class Row {
       ...CELLS.map((name) => this.#cells[name]),
     );
   }
+}
+
+function asText(value) {
+  return typeof value === "string" ? value : JSON.stringify(value);
 }
 
 /** How many tokens a generation has, as well as the list tells: its events are its start, its tokens, its end. */

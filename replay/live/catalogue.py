@@ -1,0 +1,117 @@
+"""The generations that are kept, newest first, and those among them that somebody wants.
+
+Nothing in Valkey leads from a status, a model or metadata to generations: an index would cost every generation some
+further writes, outlive the logs that expire, and have to be repaired with them. So whoever wants some looks through
+all, at the ends of their logs. One answer looks through a part, however rare its matches are, and says where to go on.
+Only the live ones are few, and on a list of their own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from replay.live.feed import now_ms
+from replay.live.hub import Hub
+from replay.live.producers import Producers
+from replay.model.event import Kind
+from replay.model.generation import Generation
+from replay.model.selection import Selection
+from replay.store import Ends, EventStore, Page, Row
+from replay.wire.events import decode_end, decode_start
+
+_BITE = 50  # rows that are looked at in one go, on this loop and in Valkey
+_MOST_BITES = 40  # for one answer: 2,000 generations, some 60 ms
+_MOST_BYTES = 2 << 20  # of entries, for one answer: metadata may be large, and an answer is made and written in one go
+_NEW_MS = 60_000  # a generation is on the list before it has a log
+
+
+class Listed(NamedTuple):
+    """A generation of the list, and when it expires (unix ms)."""
+
+    generation: Generation
+    expires_at_ms: int | None
+
+
+class Found(NamedTuple):
+    """What an answer has found, and the row to go on behind; None when there is nothing more."""
+
+    listed: list[Listed]
+    next: Row | None
+
+
+class Catalogue:
+    """Looks for generations."""
+
+    def __init__(self, store: EventStore, hub: Hub, producers: Producers) -> None:
+        self._store = store
+        self._hub = hub
+        self._producers = producers
+
+    async def find(self, selection: Selection, *, before: Row | None, limit: int) -> Found:
+        """The next ``limit`` that are wanted, or fewer, or none, although there may be more.
+
+        Followed from ``next`` to ``next``, every one that was there all the time and is wanted comes once.
+        """
+        listed: list[Listed] = []
+        size = 0
+        cursor = _first(selection, before)
+        if selection.live_only:
+            recent = _Live(await self._store.live_rows()).recent
+        else:
+            recent = partial(self._store.recent, since_ms=selection.since_ms)
+        for _ in range(_MOST_BITES):
+            page = await recent(before=cursor, limit=_BITE)
+            for row, ends in zip(page.rows, await self._ends(page), strict=True):
+                if ends is not None and selection.has(generation := generation_of(ends)):
+                    listed.append(Listed(generation, ends.expires_at_ms))
+                    size += len(ends.first.entry) + len(ends.last.entry)
+                if len(listed) == limit or size > _MOST_BYTES:
+                    return Found(listed, None if page.next is None and row == page.rows[-1] else row)
+            cursor = page.next
+            if cursor is None:
+                break
+        return Found(listed, cursor)
+
+    async def _ends(self, page: Page) -> list[Ends | None]:
+        """The ends of the logs of a page; what has no log any more is taken off the list."""
+        all_ends = await self._store.ends(page.generation_ids)
+        if not self._hub.healing:
+            long_ago_ms = now_ms() - _NEW_MS
+            await self._store.forget(
+                [
+                    row
+                    for row, ends in zip(page.rows, all_ends, strict=True)
+                    if ends is None and row.created_ms < long_ago_ms and row.generation_id not in self._producers
+                ]
+            )
+        return all_ends
+
+
+class _Live:
+    """The rows of the live ones, in the pages of the list of all."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows  # in order
+
+    async def recent(self, *, before: Row | None, limit: int) -> Page:
+        stop = len(self._rows) if before is None else bisect_left(self._rows, before)
+        start = max(0, stop - limit)
+        rows = list(reversed(self._rows[start:stop]))
+        return Page(rows, rows[-1] if start else None)
+
+
+def _first(selection: Selection, before: Row | None) -> Row | None:
+    """The row to begin behind: the one asked for, or the first moment after the time that is wanted."""
+    if selection.until_ms is None:
+        return before
+    after = Row(selection.until_ms + 1, "")
+    return after if before is None else min(before, after)
+
+
+def generation_of(ends: Ends) -> Generation:
+    """The generation that the ends of its log tell of."""
+    end = decode_end(ends.last.entry) if ends.last.kind is Kind.END else None
+    return Generation(decode_start(ends.first.entry), ends.first.id, ends.last.id, end)
