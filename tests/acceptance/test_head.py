@@ -83,8 +83,8 @@ async def test_connection_of_a_head_takes_the_next_request(service, upstream):
     parts = urlsplit(service.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     for path in (f"/generations/{id}/events", "/feed", "/generations"):
-        writer.write(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     async with asyncio.timeout(10):
         heads = (await reader.read()).split(b"\r\n\r\n")
     writer.close()
