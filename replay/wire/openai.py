@@ -196,14 +196,22 @@ def is_plain(chunk: dict[str, Any]) -> bool:
 
 def wants_usage(request: dict[str, Any]) -> bool:
     """Whether a request asks for a chunk with the usage."""
-    options = request.get("stream_options")
-    return isinstance(options, dict) and bool(options.get("include_usage"))
+    return bool(_stream_options(request).get("include_usage"))
 
 
 def with_usage(request: dict[str, Any]) -> dict[str, Any]:
     """The request, asking for a chunk with the usage."""
+    return request | {"stream_options": _stream_options(request) | {"include_usage": True}}
+
+
+def without_obfuscation(request: dict[str, Any]) -> dict[str, Any]:
+    """The request, asking for chunks without random `obfuscation` where it does not say whether it wants that."""
+    return request | {"stream_options": {"include_obfuscation": False} | _stream_options(request)}
+
+
+def _stream_options(request: dict[str, Any]) -> dict[str, Any]:
     options = request.get("stream_options")
-    return request | {"stream_options": (options if isinstance(options, dict) else {}) | {"include_usage": True}}
+    return options if isinstance(options, dict) else {}
 
 
 def with_id(raw: bytes, generation_id: str) -> bytes:
