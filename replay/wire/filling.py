@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from replay.model.event import Entry
 from replay.model.transcript import SAID_ONCE
-from replay.redaction import SHORTEST, Redaction
+from replay.redaction import Redaction
 from replay.wire import json
 from replay.wire.forms import AS_MUCH, ITSELF, MORE, MOST_HOLES, OWN, PROBES, TEXT, Form, Hole, form_of, form_payload
 from replay.wire.openai import LITERAL, growing_strings, is_utf8, may_repeat, visible_text
@@ -37,23 +37,26 @@ _VALUE = re.compile(rb'(?:"%b"\s*:\s*)?+(?:"(%b)"|(-?\d[-+.\deE]*))|"%b"\s*:' % 
 class Filler:
     """A form as it is filled, chunk by chunk."""
 
-    __slots__ = ("_beginning", "_numbers", "_own", "_plan", "_redaction", "_so_far", "_visible", "counts", "holes")
+    __slots__ = ("_beginning", "_further", "_places", "_redaction", "_so_far", "_visible", "counts", "holes")
 
     def __init__(self, form: Form, *, visible: bool, counts: bool, holes: frozenset[int], redaction: Redaction) -> None:
         self.counts = counts  # its chunks count usage
         self.holes = holes  # which of the chunk's values these are
         self._visible = visible
         self._redaction = redaction
-        self._own = form.values
         self._so_far = {hole: form.values[hole] for hole in form.growing}
         self._beginning, *gaps = form.gaps
-        self._plan: list[tuple[int, Callable[[bytes, int], re.Match[bytes] | None], bytes]] = []
-        self._numbers: dict[int, int] = {}
+        # By place: which hole, whether it grows, what fits into it and what stands behind it.
+        self._places: list[tuple[int, bool, Callable[[bytes, int], re.Match[bytes] | None], bytes]] = []
+        # Beside the text: which hole, the form's own value, and the number that this is.
+        self._further: list[tuple[int, bytes, int | None]] = [
+            (hole, own, None) for hole, own in enumerate(form.values[1:], start=1)
+        ]
         for hole, before, behind in zip(form.order, form.gaps, gaps, strict=False):
             is_string = before.endswith(b'"')
-            self._plan.append((hole, (LITERAL if is_string else _NUMBER).match, behind))
+            self._places.append((hole, hole in form.growing, (LITERAL if is_string else _NUMBER).match, behind))
             if not is_string and form.values[hole].isdigit():
-                self._numbers[hole] = int(form.values[hole])
+                self._further[hole - 1] = hole, form.values[hole], int(form.values[hole])
 
     def entry(self, raw: bytes) -> bytes | None:
         """The entry of a chunk of this form; None when the chunk has another."""
@@ -71,10 +74,10 @@ class Filler:
         if not raw.startswith(self._beginning):
             return None
         place = len(self._beginning)
-        fillings = [b""] * len(self._own)
-        for hole, match_at, gap in self._plan:
-            so_far = self._so_far.get(hole)
-            if so_far is not None:
+        fillings = [b""] * len(self._places)
+        for hole, grows, match_at, gap in self._places:
+            if grows:
+                so_far = self._so_far[hole]
                 if not raw.startswith(so_far, place) or len(so_far) > _LONGEST_GROWN:
                     return None
                 place += len(so_far)
@@ -91,14 +94,14 @@ class Filler:
     def _steps(self, fillings: list[bytes]) -> bytes | None:
         """How the holes beside the text are filled; None where they may not be filled so."""
         text, steps, last_more = fillings[0], b"", -1
-        for hole in range(1, len(fillings)):
+        for hole, own, number in self._further:
             value = fillings[hole]
-            if hole in self._numbers and value.isdigit() and (more := int(value) - self._numbers[hole]) >= 0:
+            if number is not None and value.isdigit() and (more := int(value) - number) >= 0:
                 steps += AS_MUCH if more == last_more else b"%b%d" % (MORE, more)
                 last_more = more
             elif value == text:
                 steps += TEXT
-            elif hole not in self._so_far and value == self._own[hole]:
+            elif value == own and hole not in self._so_far:
                 steps += OWN
             elif self._may_stand(hole, value):
                 steps += ITSELF + value
@@ -110,7 +113,7 @@ class Filler:
         """Whether a value is not too long, and holds no secret, which is taken out of whole chunks."""
         if hole in self._so_far:
             return not self._redaction.hits(self._so_far[hole][-_LONGEST_SECRET:] + value)
-        return len(value) < SHORTEST or (len(value) <= _LONGEST_VALUE and not self._redaction.hits(value))
+        return len(value) <= _LONGEST_VALUE and not self._redaction.hits(value)
 
 
 class _Value(NamedTuple):
