@@ -9,7 +9,7 @@ GROWING = ("content", "reasoning_content", "reasoning", "refusal")
 _INPUT = {"function": "arguments", "custom": "input"}  # where a call of a kind has what the model wrote for it
 _OWN_FIELDS = frozenset(("index", "delta", "text", "finish_reason", "logprobs"))
 # What the chunks of one completion agree on; some servers leave them empty in the first one.
-SAID_ONCE = frozenset(("id", "object", "created", "model"))
+_SAID_ONCE = frozenset(("id", "object", "created", "model"))
 _NOT_KEPT = frozenset(("choices", "usage", "obfuscation"))
 
 
@@ -90,7 +90,7 @@ class Transcript:
     def add(self, chunk: dict[str, Any]) -> None:
         """Fold one chat or legacy completion chunk in."""
         for key, value in chunk.items():
-            if value is not None and key not in _NOT_KEPT and not (key in SAID_ONCE and self.envelope.get(key)):
+            if value is not None and key not in _NOT_KEPT and not (key in _SAID_ONCE and self.envelope.get(key)):
                 self.envelope[key] = value
         if isinstance(chunk.get("usage"), dict):
             self.usage = chunk["usage"]

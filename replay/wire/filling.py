@@ -14,11 +14,11 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from replay.model.event import Entry
-from replay.model.transcript import SAID_ONCE
 from replay.redaction import Redaction
 from replay.wire import json
 from replay.wire.forms import AS_MUCH, ITSELF, MORE, MOST_HOLES, OWN, PROBES, TEXT, Form, Hole, form_of, form_payload
 from replay.wire.openai import LITERAL, growing_strings, is_utf8, may_repeat, visible_text
+from replay.wire.responses import is_response_event
 
 _TRIES, _SELDOM = 6, 32  # see `Forms`
 _MOST_VALUES = 256  # of a chunk that is looked at
@@ -166,8 +166,8 @@ def _form(
     if text is None or paths is None or any(map(_is_judged, paths)):
         return None
     places = [
-        Hole(value.start, value.end, grows=_grows(value, raw, path) and probe != text)
-        for value, path, probe in zip(changing, paths, PROBES, strict=False)
+        Hole(value.start, value.end, grows=_grows(value, raw, path, chunk))
+        for value, path in zip(changing, paths, strict=True)
     ]
     places.insert(0, places.pop(PROBES.index(text)))
     payload = form_payload(places, raw)
@@ -240,13 +240,12 @@ def _is_judged(path: Path) -> bool:
     return path[0] in ("type", "error") or (path[0] == "choices" and path[2] in ("index", "finish_reason"))
 
 
-def _grows(value: _Value, raw: bytes, path: Path) -> bool:
-    """Whether a value has grown, in a place of which only the last value is kept; see `Transcript`."""
-    if not _is_string(value, raw) or not raw.startswith(value.before, value.start):
+def _grows(value: _Value, raw: bytes, path: Path, chunk: dict[str, Any]) -> bool:
+    """Whether a value has grown, in a place of which a transcript keeps only the last value."""
+    in_pieces = path[0] == "choices" and path[2] in ("delta", "text")
+    if in_pieces or is_response_event(chunk):
         return False
-    if path[0] == "choices":
-        return path[2] not in ("delta", "text")
-    return path[0] not in (*SAID_ONCE, "delta")
+    return _is_string(value, raw) and raw.startswith(value.before, value.start)
 
 
 def _text_probe(chunk: dict[str, Any], sample: dict[str, Any]) -> bytes | None:
