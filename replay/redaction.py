@@ -36,6 +36,7 @@ class Redaction:
         # The longest first: one may be the beginning of another.
         spellings = sorted({each for secret in self._secrets for each in _spellings(secret)}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, spellings)), re.IGNORECASE) if spellings else None
+        self._shortest = len(spellings[-1]) if spellings else 0
 
     def beside(self, secrets: Iterable[str]) -> Redaction:
         """The same with further secrets."""
@@ -58,7 +59,7 @@ class Redaction:
 
     def hits(self, raw: bytes) -> bool:
         """Whether a secret stands somewhere in JSON as it came, in whatever of it."""
-        if self._pattern is None:
+        if self._pattern is None or len(raw) < self._shortest:
             return False
         text = raw.decode("latin-1")
         if "\\u00" in text or "\\/" in text:

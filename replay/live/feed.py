@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # A late joiner gets segments of this many events, framed once for all late joiners.
 SEGMENT = 256
+_SEGMENT_BYTES = 1 << 20  # about; protects the other readers from chunks that repeat the whole message so far
 
 
 def now_ms() -> int:
@@ -179,7 +180,7 @@ class Feed:
 
     def segment(self, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
         """Events from ``start`` on, at most to before ``stop``, and where they end."""
-        end = min((start // SEGMENT + 1) * SEGMENT, stop)
+        end = self.recording.reach(start, min((start // SEGMENT + 1) * SEGMENT, stop), _SEGMENT_BYTES)
         if start % SEGMENT:
             return self.frames(channel, start, end), end
         segment = self._segments.get((channel, start))

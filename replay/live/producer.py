@@ -26,7 +26,7 @@ from replay.errors import (
 from replay.live.counters import Counters
 from replay.live.feed import Feed
 from replay.live.writer import Fenced, Writer
-from replay.model.event import Entry, Event
+from replay.model.event import TOKENS, Event
 from replay.model.generation import End, Status
 from replay.redaction import Redaction
 from replay.store import EventStore
@@ -195,7 +195,7 @@ class Producer:
             raise LimitExceeded(f"the generation is larger than {self._settings.max_generation_bytes} bytes")
         event_id = self._writer.put(entry)
         self._counters.events += 1
-        if entry[:1] in (Entry.TOKEN, Entry.WHOLE_TOKEN):
+        if entry[0] in TOKENS:
             self._count_token(event_id.ms)
 
     def _count_token(self, ms: int) -> None:

@@ -47,7 +47,8 @@ class Entry:
     """The first byte of an entry as it is stored; the payload follows it.
 
     A chunk that differs from the last whole chunk before it in one string only is stored as
-    that string; `wire/openai.py` says when, and gives the chunk back.
+    that string; `wire/openai.py` says when, and gives the chunk back. Where it differs in more,
+    the whole chunk is stored as a form and those after it as what fills that; see `wire/forms.py`.
     """
 
     START = b"s"  # JSON: what is known before the upstream is called
@@ -55,6 +56,10 @@ class Entry:
     DELTA = b"d"  # likewise, but not visible text of choice 0
     WHOLE_TOKEN = b"T"  # the chunk's own JSON; it has visible text for choice 0
     WHOLE_DELTA = b"D"  # the chunk's own JSON; it has none
+    FILLED_TOKEN = b"f"  # the new string and the other values that fill the form; visible text
+    FILLED_DELTA = b"g"  # likewise, but not visible text of choice 0
+    FORM_TOKEN = b"F"  # where the chunk's holes are, a line feed and its own JSON; it has visible text for choice 0
+    FORM_DELTA = b"G"  # likewise, but it has none
     END = b"e"  # JSON: how it ended
 
 
@@ -62,10 +67,21 @@ _KINDS = {
     ord(Entry.START): Kind.START,
     ord(Entry.TOKEN): Kind.TOKEN,
     ord(Entry.WHOLE_TOKEN): Kind.TOKEN,
+    ord(Entry.FILLED_TOKEN): Kind.TOKEN,
+    ord(Entry.FORM_TOKEN): Kind.TOKEN,
     ord(Entry.DELTA): Kind.DELTA,
     ord(Entry.WHOLE_DELTA): Kind.DELTA,
+    ord(Entry.FILLED_DELTA): Kind.DELTA,
+    ord(Entry.FORM_DELTA): Kind.DELTA,
     ord(Entry.END): Kind.END,
 }
+
+# First bytes, as indexing an entry gives them.
+TOKENS = frozenset(kind for kind in _KINDS if _KINDS[kind] is Kind.TOKEN)
+WHOLES = frozenset(b"TDFG")  # the whole chunk stands in the entry
+FORMS = frozenset(b"FG")
+FILLED = frozenset(b"fg")
+PIECES = frozenset(b"tdfg")  # read by the last whole chunk before them
 
 
 class Event(NamedTuple):

@@ -6,10 +6,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
-from replay.model.event import Entry, Event, EventId
+from replay.model.event import TOKENS, WHOLES, Entry, Event, EventId
 
-_WHOLE = frozenset((Entry.WHOLE_TOKEN[0], Entry.WHOLE_DELTA[0]))
-_TOKEN = frozenset((Entry.TOKEN[0], Entry.WHOLE_TOKEN[0]))
 _END = Entry.END[0]
 
 
@@ -44,7 +42,7 @@ class Log:
         for (ms, seq), entry in events:
             if seq != len(self.entries):
                 raise Hole(f"event {seq} after event {len(self.entries) - 1}")
-            if entry[0] in _WHOLE:
+            if entry[0] in WHOLES:
                 self.wholes.append(seq)
             self.times.append(ms)
             self.entries.append(entry)
@@ -89,4 +87,4 @@ class Log:
     def token_times(self, stop: int | None = None) -> list[int]:
         """The time of every `token` before ``stop``, unix ms."""
         pairs = zip(self.times, self.entries[:stop], strict=False)
-        return [ms for ms, entry in pairs if entry[0] in _TOKEN]
+        return [ms for ms, entry in pairs if entry[0] in TOKENS]

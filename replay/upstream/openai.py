@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from replay.errors import UpstreamError, UpstreamInvalid
 from replay.redaction import secrets_in_headers
 from replay.upstream import Api, Call
 from replay.upstream.transport import Transport
 from replay.wire import json
-from replay.wire.openai import with_usage
+from replay.wire.openai import with_usage, without_obfuscation
 from replay.wire.responses_request import chat_request
 
 _PATHS = {Api.CHAT: "/chat/completions", Api.COMPLETIONS: "/completions", Api.RESPONSES: "/responses"}
@@ -32,7 +33,7 @@ class OpenAIUpstream:
     """An Upstream at a base URL.
 
     What the server turns out not to know is remembered: the Responses API (``speaks_responses``, None until it is
-    known), whose calls are translated then, and the option that makes it count usage.
+    known), whose calls are translated then, and the options that make it count usage and leave out obfuscation.
     """
 
     def __init__(self, transport: Transport, *, speaks_responses: bool | None) -> None:
@@ -40,6 +41,7 @@ class OpenAIUpstream:
         self._default_model: str | None = None
         self._speaks_responses = speaks_responses
         self._counts_usage = True
+        self._omits_obfuscation = _knows_obfuscation(transport.url)
 
     async def default_model(self, credentials: Mapping[str, str] | None = None) -> str:
         """The first model the upstream lists; raises UpstreamError."""
@@ -93,7 +95,7 @@ class OpenAIUpstream:
     async def _ask(self, call: Call) -> aiohttp.ClientResponse:
         """Make the call; in another way where this one is not known to the server, which is remembered."""
         native = call.api is Api.RESPONSES and self._speaks_responses is not False
-        counted = self._counts_usage
+        counted, plain = self._counts_usage, self._omits_obfuscation
         while True:
             api = call.api if native or call.api is not Api.RESPONSES else Api.CHAT
             try:
@@ -102,18 +104,21 @@ class OpenAIUpstream:
                     _PATHS[api],
                     credentials=call.credentials,
                     secrets=call.secrets,
-                    content=_content(call, api, counted=counted),
+                    content=_content(call, api, counted=counted, plain=plain),
                     retries=call.retries,
                 )
             except UpstreamError as error:
                 if native and self._speaks_responses is None and _is_no_call(error):
                     native = False
-                elif counted and _is_about_usage(error):
+                elif plain and _is_about(error, "include_obfuscation"):
+                    plain = False
+                elif counted and _is_about(error, "include_usage"):
                     counted = False
                 else:
                     raise
             else:
                 self._counts_usage = self._counts_usage and counted
+                self._omits_obfuscation = self._omits_obfuscation and plain
                 if call.api is Api.RESPONSES:
                     self._speaks_responses = native
                 return response
@@ -123,13 +128,15 @@ class OpenAIUpstream:
         await self._transport.close()
 
 
-def _content(call: Call, api: Api, *, counted: bool) -> bytes:
-    """What is sent: the call's body, translated where this is another API."""
+def _content(call: Call, api: Api, *, counted: bool, plain: bool) -> bytes:
+    """What is sent: the call's body, translated where this is another API, with what is asked for beside."""
     body = json.loads(call.body)
     if api is not call.api:
         body = chat_request(body)
     if counted and api is not Api.RESPONSES:
         body = with_usage(body)
+    if plain:
+        body = without_obfuscation(body)
     return json.dumps(body | {"stream": True})
 
 
@@ -139,7 +146,14 @@ def _is_no_call(error: UpstreamError) -> bool:
     return refusal is not None and refusal.status in _NOT_THERE and "model" not in refusal.body
 
 
-def _is_about_usage(error: UpstreamError) -> bool:
-    """Whether the server refuses the option that makes it count."""
+def _is_about(error: UpstreamError, option: str) -> bool:
+    """Whether the server refuses an option of the stream."""
     refusal = error.refusal
-    return refusal is not None and ("stream_options" in refusal.body or "include_usage" in refusal.body)
+    return refusal is not None and ("stream_options" in refusal.body or option in refusal.body)
+
+
+def _knows_obfuscation(url: URL) -> bool:
+    """Whether this is OpenAI's server or Azure's with the same API; others may refuse what they do not know."""
+    host = f".{url.host}"
+    azure = host.endswith(".openai.azure.com") and url.path.startswith("/openai/v1")
+    return azure or host.endswith(".api.openai.com")

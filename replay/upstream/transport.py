@@ -76,8 +76,8 @@ class Transport:
             login = f"{url.user or ''}:{url.password or ''}"
             self._credentials["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
         self._redaction = redaction
-        self._url = url.with_user(None).with_fragment(None)
-        self._shown = str(self._url.with_query(None))
+        self.url = url.with_user(None).with_fragment(None)
+        self._shown = str(self.url.with_query(None))
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._proxy = None if proxy_bypass(url.host) else getproxies().get(url.scheme)
@@ -149,7 +149,7 @@ class Transport:
             async with connection.patience:
                 response = await self._session.request(
                     method,
-                    self._url.with_path(self._url.raw_path.rstrip("/") + path, encoded=True, keep_query=True),
+                    self.url.with_path(self.url.raw_path.rstrip("/") + path, encoded=True, keep_query=True),
                     headers=headers,
                     data=content,
                     allow_redirects=False,

@@ -11,16 +11,17 @@ from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import Any, TypeVar
 
-from replay.model.event import Entry, Event, Kind
+from replay.model.event import FILLED, FORMS, PIECES, WHOLES, Entry, Event, Kind
 from replay.model.generation import End, Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
 from replay.wire import json, sse
-from replay.wire.openai import Template, chunk_of, further_fields, is_plain, template_of, visible_text
+from replay.wire.forms import Form, Growth, form_of, text_of
+from replay.wire.openai import Shape, chunk_of, further_fields, is_plain, template_of, visible_text, whole_chunk
 from replay.wire.responses import as_chunk, is_response_event
 
-_TOKEN = Entry.TOKEN[0]
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
+_VISIBLE = frozenset((Entry.TOKEN[0], Entry.FILLED_TOKEN[0]))  # text, and no whole chunk
 
 
 # A newer node may store more than this one knows.
@@ -56,13 +57,14 @@ V = TypeVar("V")
 class Recording:
     """A log, and what is made of it once for all who read it."""
 
-    __slots__ = ("_renamed", "_start", "_templates", "_views", "log")
+    __slots__ = ("_growths", "_renamed", "_start", "_templates", "_views", "log")
 
     def __init__(self, log: Log) -> None:
         self.log = log
         self._start: Start | None = None
-        self._templates: dict[int, Template | None] = {}
-        self._renamed: dict[int, Template | None] = {}
+        self._templates: dict[int, Shape | None] = {}
+        self._renamed: dict[int, Shape | None] = {}
+        self._growths: dict[int, Growth] = {}
         self._views: dict[Any, Any] = {}
 
     @property
@@ -72,22 +74,51 @@ class Recording:
             self._start = decode_start(self.log.entries[0])
         return self._start
 
-    def template(self, seq: int) -> Template | None:
+    def template(self, seq: int) -> Shape | None:
         """The template of the entry at ``seq``."""
         whole = self.log.last_whole(seq)
-        if whole < 0:
-            return None
-        if whole not in self._templates:
-            self._templates[whole] = template_of(self.log.entries[whole][1:])
-        return self._templates[whole]
+        return self._grown(self._template(whole), whole, seq)
 
-    def renamed(self, seq: int) -> Template | None:
+    def renamed(self, seq: int) -> Shape | None:
         """The same under the generation's id."""
         whole = self.log.last_whole(seq)
         if whole not in self._renamed:
-            template = self.template(seq)
+            template = self._template(whole)
             self._renamed[whole] = template and template.with_id(self.start.generation_id)
-        return self._renamed[whole]
+        return self._grown(self._renamed[whole], whole, seq)
+
+    def outline(self, seq: int) -> Shape | None:
+        """The same, but what grows holds only what is new."""
+        template = self._template(self.log.last_whole(seq))
+        if not isinstance(template, Form) or not template.grows:
+            return template
+        return template.having([b"" if hole in template.growing else own for hole, own in enumerate(template.values)])
+
+    def reach(self, start: int, stop: int, most_bytes: int) -> int:
+        """How far from ``start`` to encode at once, where each chunk repeats what has grown: about so many bytes."""
+        templates = (self.template(start), self.template(stop - 1))
+        sizes = [each.size for each in templates if isinstance(each, Form) and each.grows]
+        return min(stop, start + max(1, most_bytes // max(sizes))) if sizes else stop
+
+    def _template(self, whole: int) -> Shape | None:
+        if whole < 0:
+            return None
+        if whole not in self._templates:
+            entry = self.log.entries[whole]
+            self._templates[whole] = form_of(entry[1:]) if entry[0] in FORMS else template_of(entry[1:])
+        return self._templates[whole]
+
+    def _grown(self, template: Shape | None, whole: int, seq: int) -> Shape | None:
+        """A template with what its holes have come to before an entry."""
+        if not isinstance(template, Form) or not template.grows or seq == whole:
+            return template
+        growth = self._growths.get(whole)
+        if growth is None:
+            growth = self._growths[whole] = Growth(template)
+        first = whole + 1
+        for entry in self.log.entries[first + len(growth) : seq]:
+            growth.add(entry[1:])
+        return template.having(growth.before(seq - first))
 
     def view(self, kind: Callable[[Recording], V]) -> V:
         """A further view of the log, made when first asked for, which grows with it."""
@@ -97,7 +128,7 @@ class Recording:
         return found
 
 
-def event_data(event: Event, template: Template | None) -> bytes:
+def event_data(event: Event, template: Shape | None) -> bytes:
     """One event as one line of JSON, without its id."""
     kind = event.kind
     if kind is Kind.START:
@@ -146,30 +177,35 @@ _PLAIN_TOKEN = b'id: %d-%d\nevent: token\ndata: {"type":"token","content":"%b","
 def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
     log, blocks = recording.log, []
     for seq, end in _runs(log.entries, start, min(stop, len(log))):
-        template = recording.template(seq) if log.entries[seq][0] in _TEXT_ALONE else None
-        if log.entries[seq][0] == _TOKEN and template is not None and template.plain:
+        template = recording.template(seq) if log.entries[seq][0] in PIECES else None
+        if log.entries[seq][0] in _VISIBLE and template is not None and template.plain:
             blocks.append(_plain_tokens(log, seq, end))
             continue
         for event in log.events(seq, end):
+            if template is not None and template.grows:
+                template = recording.template(event.id.seq)
             name = event.kind.value.encode()
             blocks.append(sse.block(name, event_data(event, template), event_id=b"%d-%d" % event.id))
     return b"".join(blocks)
 
 
 def _runs(entries: Sequence[bytes], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The events from ``start`` to before ``stop``, those that follow each other as plain text in one."""
+    """The events from ``start`` to before ``stop``, those of one template that follow each other as text in one."""
     while start < stop:
         end = start + 1
-        if entries[start][0] == _TOKEN:
-            while end < stop and entries[end][0] == _TOKEN:
+        kind = entries[start][0]
+        if kind in _VISIBLE:
+            while end < stop and entries[end][0] == kind:
                 end += 1
         yield start, end
         start = end
 
 
 def _plain_tokens(log: Log, start: int, stop: int) -> bytes:
-    """Tokens that are text alone: one format for all of them takes a third of the time."""
+    """Tokens that carry their text alone: one format for all of them takes a third of the time."""
     texts = [entry[1:] for entry in log.entries[start:stop]]
+    if log.entries[start][0] in FILLED:
+        texts = [text_of(filling) for filling in texts]
     places = range(start, stop)
     values = zip(log.times[start:stop], places, texts, places, strict=True)
     return _PLAIN_TOKEN * len(texts) % tuple(chain.from_iterable(values))
@@ -242,8 +278,12 @@ def fold(
             run.append(entry[1:])
             continue
         close_run(seq - 1)
-        if entry[:1] in (Entry.WHOLE_TOKEN, Entry.WHOLE_DELTA):
-            _add(transcript, entry[1:])
+        if entry[0] in WHOLES:
+            _add(transcript, whole_chunk(entry))
+        elif entry[0] in FILLED:
+            # Of what grows only the last is kept: to read it with each entry would take quadratic time.
+            more = seq + 1 < stop and log.entries[seq + 1][0] in FILLED
+            _add(transcript, chunk_of(entry, recording.outline(seq) if more else recording.template(seq)))
     close_run(stop - 1)
     return transcript
 

@@ -6,7 +6,8 @@ shape, and the chunks that follow in that shape are stored as the new string alo
 bytes in Valkey instead of 299 for a 250-byte chunk. The shape, a `Template`, is everything around
 the string, byte for byte, so decoding gives back the very bytes that came; an entry's template is
 the last whole chunk before it. Recognising the shape is a comparison of bytes, which spares the
-parsing of JSON on the hot path (0.5 against 3 µs a chunk).
+parsing of JSON on the hot path (0.5 against 3 µs a chunk). `forms.py` has the chunks that differ
+in more than one value.
 
 The string is kept as the inside of a JSON literal, as it came: a frame needs no encoding, and
 joining the strings of many tokens gives one literal that is parsed once.
@@ -20,9 +21,9 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from replay.model.event import Entry
+from replay.model.event import FORMS, WHOLES, Entry
 from replay.model.transcript import GROWING
 from replay.wire import json
 from replay.wire.responses import as_chunk, is_response_event
@@ -33,7 +34,7 @@ ENVELOPE = frozenset(
 )
 
 # Possessive (`*+`): a loop that may give back what it took keeps 100 bytes for every escape.
-_LITERAL = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
+LITERAL = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
 _STRING_OF = {
     key: re.compile(rb'"%b"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*+)"' % key.encode())
     for key in (*GROWING, "text", "arguments", "delta")
@@ -41,10 +42,30 @@ _STRING_OF = {
 _PROBE = secrets.token_hex(16).encode()  # stands for a template's string where JSON is made of it
 
 
+class Shape(Protocol):
+    """What an entry that is no whole chunk is read by: a Template, or a Form (`forms.py`)."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a chunk with visible text carries nothing beside it."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether what an entry stands for depends on those before it."""
+
+    def chunk(self, payload: bytes, /) -> bytes:
+        """The chunk that an entry stands for."""
+
+    def with_id(self, generation_id: str) -> Shape:
+        """The same shape under another chunk id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A chunk but for one string."""
 
+    grows: ClassVar[bool] = False
+    counts: ClassVar[bool] = False  # no chunk that counts usage is one
     prefix: bytes  # up to and with the quote that opens the string
     suffix: bytes  # from the quote that closes it
     visible: bool  # the string is visible text of choice 0
@@ -54,13 +75,15 @@ class Template:
         """The chunk with ``text``, the inside of a JSON literal, in its place."""
         return self.prefix + text + self.suffix
 
-    def text(self, raw: bytes) -> bytes | None:
-        """The string of a chunk of this shape; None when the chunk has another shape."""
+    def entry(self, raw: bytes) -> bytes | None:
+        """The entry of a chunk of this shape; None when the chunk has another."""
         prefix, suffix = self.prefix, self.suffix
         if not (raw.startswith(prefix) and raw.endswith(suffix) and len(raw) >= len(prefix) + len(suffix)):
             return None
         text = raw[len(prefix) : len(raw) - len(suffix)]
-        return text if _LITERAL.fullmatch(text) and _is_utf8(text) else None
+        if LITERAL.fullmatch(text) is None or not is_utf8(text):
+            return None
+        return (Entry.TOKEN if text and self.visible else Entry.DELTA) + text
 
     def with_id(self, generation_id: str) -> Template:
         """The same shape under another chunk id."""
@@ -71,24 +94,31 @@ class Template:
 def template_of(raw: bytes, chunk: dict[str, Any] | None = None) -> Template | None:
     """The template that a whole chunk is for those after it; None where it is none.
 
-    A chunk that finishes a choice or counts usage is none: those after it would finish too.
+    A chunk that counts usage is none: those after it would count as much.
     """
     chunk = json.loads(raw) if chunk is None else chunk
     if is_response_event(chunk):
         return _delta_template(raw, chunk)
-    choices = chunk.get("choices")
-    if chunk.get("usage") or chunk.get("error") or not isinstance(choices, list) or len(choices) != 1:
+    if not may_repeat(chunk) or chunk.get("usage"):
         return None
-    choice = choices[0]
-    if choice.get("finish_reason") or choice.get("logprobs") is not None:
-        return None
-    strings = list(_strings(choice))
+    choice = chunk["choices"][0]
+    strings = list(growing_strings(chunk))
     found = [string for string in strings if string[1]] or strings
     if len(found) != 1:
         return None
     key, _, shown = found[0]
     visible = shown and choice.get("index", 0) == 0
     return _around(key, raw, visible=visible, plain=visible and is_plain(chunk))
+
+
+def may_repeat(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk is one of many: it says a piece of one text, finishes no choice and tells of no error."""
+    if is_response_event(chunk):
+        return str(chunk["type"]).endswith(".delta")
+    choices = chunk.get("choices")
+    if chunk.get("error") or not isinstance(choices, list) or len(choices) != 1:
+        return False
+    return not choices[0].get("finish_reason") and choices[0].get("logprobs") is None
 
 
 def _delta_template(raw: bytes, event: dict[str, Any]) -> Template | None:
@@ -107,8 +137,13 @@ def _around(key: str, raw: bytes, *, visible: bool, plain: bool) -> Template | N
     return Template(raw[:start], raw[end:], visible, plain)
 
 
-def _strings(choice: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """The strings of a choice that grow from chunk to chunk: key, string, and whether it is the visible text."""
+def growing_strings(chunk: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """The strings of a chunk that may repeat that grow from one to the next: key, string, and whether it is visible."""
+    if is_response_event(chunk):
+        if isinstance(chunk.get("delta"), str):
+            yield "delta", chunk["delta"], bool(visible_text(chunk))
+        return
+    choice = chunk["choices"][0]
     delta = choice.get("delta")
     if not isinstance(delta, dict):
         if isinstance(choice.get("text"), str):
@@ -161,14 +196,22 @@ def is_plain(chunk: dict[str, Any]) -> bool:
 
 def wants_usage(request: dict[str, Any]) -> bool:
     """Whether a request asks for a chunk with the usage."""
-    options = request.get("stream_options")
-    return isinstance(options, dict) and bool(options.get("include_usage"))
+    return bool(_stream_options(request).get("include_usage"))
 
 
 def with_usage(request: dict[str, Any]) -> dict[str, Any]:
     """The request, asking for a chunk with the usage."""
+    return request | {"stream_options": _stream_options(request) | {"include_usage": True}}
+
+
+def without_obfuscation(request: dict[str, Any]) -> dict[str, Any]:
+    """The request, asking for chunks without random `obfuscation` where it does not say whether it wants that."""
+    return request | {"stream_options": {"include_obfuscation": False} | _stream_options(request)}
+
+
+def _stream_options(request: dict[str, Any]) -> dict[str, Any]:
     options = request.get("stream_options")
-    return request | {"stream_options": (options if isinstance(options, dict) else {}) | {"include_usage": True}}
+    return options if isinstance(options, dict) else {}
 
 
 def with_id(raw: bytes, generation_id: str) -> bytes:
@@ -178,15 +221,20 @@ def with_id(raw: bytes, generation_id: str) -> bytes:
     return json.dumps(chunk)
 
 
-def chunk_of(entry: bytes, template: Template | None) -> bytes:
+def whole_chunk(entry: bytes) -> bytes:
+    """The chunk that stands in an entry."""
+    return entry[entry.index(b"\n") + 1 :] if entry[0] in FORMS else entry[1:]
+
+
+def chunk_of(entry: bytes, template: Shape | None) -> bytes:
     """The upstream's chunk that a token or delta entry stands for."""
-    if entry[:1] in (Entry.WHOLE_TOKEN, Entry.WHOLE_DELTA):
-        return entry[1:]
-    assert template is not None, "an entry of text alone always follows a whole chunk"
+    if entry[0] in WHOLES:
+        return whole_chunk(entry)
+    assert template is not None, "a piece always follows a whole chunk"
     return template.chunk(entry[1:])
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
     if text.isascii():
         return True
     try:

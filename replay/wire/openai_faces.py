@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from replay.model.event import Entry, EventId, Kind
+from replay.model.event import FILLED, PIECES, Entry, EventId, Kind
 from replay.model.generation import End, Status
 from replay.wire import json, sse
 from replay.wire.events import Face, Recording, decode_end, no_notice
-from replay.wire.openai import visible_text, with_id
+from replay.wire.forms import text_of
+from replay.wire.openai import Shape, visible_text, whole_chunk, with_id
 
 _STREAM = "text/event-stream; charset=utf-8"
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
@@ -26,29 +27,32 @@ _DONE = b"[DONE]"
 def _chunks(recording: Recording, start: int, stop: int, *, usage: bool = True) -> Iterator[tuple[EventId, bytes]]:
     """Chunks and how they close; ``usage=False`` leaves out those that hold nothing else."""
     generation_id = recording.start.generation_id
-    renamed = None
+    renamed: Shape | None = None
     for event in recording.log.events(start, stop):
         entry = event.entry
-        if entry[0] in _TEXT_ALONE:
-            renamed = renamed or recording.renamed(event.id.seq)
-            assert renamed is not None, "an entry of text alone always follows a whole chunk"
-            yield event.id, renamed.chunk(entry[1:])
+        if entry[0] in PIECES:
+            if renamed is None or renamed.grows:
+                renamed = recording.renamed(event.id.seq)
+            assert renamed is not None, "a piece always follows a whole chunk"
+            chunk = renamed.chunk(entry[1:])
+            if usage or entry[0] not in FILLED or text_of(entry[1:]) or not _is_usage(chunk):
+                yield event.id, chunk
             continue
         renamed = None
         if event.kind is Kind.END:
             yield event.id, closing_data(decode_end(entry))
-        elif event.kind is not Kind.START and (usage or not _is_usage(entry)):
-            yield event.id, with_id(entry[1:], generation_id)
+        elif event.kind is not Kind.START and (usage or not _is_usage(whole_chunk(entry))):
+            yield event.id, with_id(whole_chunk(entry), generation_id)
 
 
-def _is_usage(entry: bytes) -> bool:
-    """Whether a whole chunk is the one that is sent for `stream_options.include_usage`, and holds nothing else.
+def _is_usage(raw: bytes) -> bool:
+    """Whether a chunk is the one that is sent for `stream_options.include_usage`, and holds nothing else.
 
     OpenAI sends it without choices, LiteLLM with some that say nothing.
     """
-    if b'"usage"' not in entry:
+    if b'"usage"' not in raw:
         return False
-    chunk = json.loads(entry[1:])
+    chunk = json.loads(raw)
     return isinstance(chunk.get("usage"), dict) and not any(map(_says_something, chunk.get("choices") or ()))
 
 
@@ -65,7 +69,7 @@ def _with_ids(recording: Recording, start: int, stop: int) -> bytes:
 def _without_ids(recording: Recording, start: int, stop: int, *, usage: bool) -> bytes:
     if stop - start == 1 and recording.log.entries[start][0] in _TEXT_ALONE:  # what a live reader gets, mostly
         renamed = recording.renamed(start)
-        assert renamed is not None, "an entry of text alone always follows a whole chunk"
+        assert renamed is not None, "a piece always follows a whole chunk"
         return b"data: %b\n\n" % renamed.chunk(recording.log.entries[start][1:])
     return b"".join(b"data: %b\n\n" % data for _, data in _chunks(recording, start, stop, usage=usage))
 
@@ -77,8 +81,10 @@ def _as_tokens(recording: Recording, start: int, stop: int) -> bytes:
         kind = entry[:1]
         if kind == Entry.TOKEN:
             data = b'{"token":"%b"}' % entry[1:]
-        elif kind == Entry.WHOLE_TOKEN:
-            data = json.dumps({"token": visible_text(json.loads(entry[1:]))})
+        elif kind == Entry.FILLED_TOKEN:
+            data = b'{"token":"%b"}' % text_of(entry[1:])
+        elif kind in (Entry.WHOLE_TOKEN, Entry.FORM_TOKEN):
+            data = json.dumps({"token": visible_text(json.loads(whole_chunk(entry)))})
         elif kind == Entry.END:
             data = closing_data(decode_end(entry))
         else:

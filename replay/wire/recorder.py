@@ -12,6 +12,7 @@ from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry
 from replay.redaction import NO_SECRETS, Redaction
 from replay.wire import json
+from replay.wire.filling import Filler, Forms
 from replay.wire.openai import Template, template_of, visible_text
 from replay.wire.responses import as_chunk, is_response_event
 from replay.wire.sse import Message
@@ -26,11 +27,14 @@ class Recorder:
     `record` takes the stream's messages in order; `verdict` says, when the stream is over, how it
     went. `[DONE]` proves nothing (some servers never send it, some send it after an error, some go on
     after it), nor does a clean end. Events of the Responses API are what was asked for with ``responses``.
-    What ``redaction`` names is recorded in no chunk that is kept whole, as all are that tell of an error.
+    What ``redaction`` names is recorded in no chunk that is kept whole, as all are that tell of an error, and in no
+    value beside a text.
     """
 
     __slots__ = (
+        "_counted",
         "_finished",
+        "_forms",
         "_protocol",
         "_redaction",
         "_responses",
@@ -39,18 +43,18 @@ class Recorder:
         "chunks",
         "done",
         "error",
-        "usage",
     )
 
     def __init__(self, *, responses: bool = False, redaction: Redaction = NO_SECRETS) -> None:
         self._responses = responses
         self._redaction = redaction
-        self._template: Template | None = None
+        self._template: Template | Filler | None = None
+        self._forms = Forms(redaction)
+        self._counted: bytes | dict[str, Any] | None = None  # the last usage, or the chunk that has it
         self._started: set[int] = set()
         self._finished: dict[int, str] = {}
         self._protocol = False  # a chunk had choices, if only none of them
         self.chunks = 0
-        self.usage: dict[str, Any] | None = None
         self.error: UpstreamError | None = None
         self.done = False  # a [DONE] was seen; more may follow all the same
 
@@ -58,10 +62,12 @@ class Recorder:
         """The entry for one message; None for one that is no chunk. Raises UpstreamInvalid."""
         raw = _without_number(message.data) if self._responses else message.data
         if self._template is not None:
-            text = self._template.text(raw)
-            if text is not None:
+            entry = self._template.entry(raw)
+            if entry is not None:
                 self.chunks += 1
-                return (Entry.TOKEN if text and self._template.visible else Entry.DELTA) + text
+                if self._template.counts:
+                    self._counted = raw
+                return entry
         if raw == _DONE:
             self.done = True
             return None
@@ -98,8 +104,13 @@ class Recorder:
     def _keep_whole(self, raw: bytes, chunk: dict[str, Any]) -> bytes:
         raw = raw.replace(b"\n", b" ")  # between data lines; inside a JSON string there is none
         self.chunks += 1
-        self._template = template_of(raw, chunk)
-        return (Entry.WHOLE_TOKEN if visible_text(chunk) else Entry.WHOLE_DELTA) + raw
+        visible = bool(visible_text(chunk))
+        form = self._forms.form(raw, chunk, self.chunks)
+        if form is None:
+            self._template = template_of(raw, chunk)
+            return (Entry.WHOLE_TOKEN if visible else Entry.WHOLE_DELTA) + raw
+        payload, self._template = form
+        return (Entry.FORM_TOKEN if visible else Entry.FORM_DELTA) + payload
 
     def _judge(self, chunk: dict[str, Any]) -> None:
         self._protocol = self._protocol or "choices" in chunk
@@ -109,7 +120,15 @@ class Recorder:
             if choice.get("finish_reason"):  # some servers send "" until there is one
                 self._finished[index] = str(choice["finish_reason"])
         if isinstance(chunk.get("usage"), dict):
-            self.usage = chunk["usage"]
+            self._counted = chunk["usage"]
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """What was counted last."""
+        if isinstance(self._counted, bytes):
+            usage: dict[str, Any] = parse_chunk(self._counted)["usage"]
+            return usage
+        return self._counted
 
     @property
     def finish_reason(self) -> str | None:

@@ -213,6 +213,57 @@ async def test_what_is_sent_is_the_callers_body_and_little_else(node_of, raw):
     assert raw.asked[0].header("user-agent").startswith("replay/")
 
 
+@pytest.fixture
+async def node_before(make_node, raw):
+    """A node before the raw upstream under another name, by way of a proxy."""
+
+    async def start(base_url):
+        return await make_node(upstream_url=base_url, env={"HTTP_PROXY": f"http://127.0.0.1:{raw.port}"})
+
+    return start
+
+
+_AZURE = "http://mine.openai.azure.com"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "said", "asked"),
+    [
+        ("http://api.openai.com/v1", {}, False),
+        ("http://eu.api.openai.com/v1", {"include_usage": False}, False),
+        ("http://api.openai.com/v1", {"include_obfuscation": True}, True),
+        (f"{_AZURE}/openai/v1", {}, False),
+        (f"{_AZURE}/openai/deployments/gpt?api-version=2024-06-01", {}, None),
+        ("http://api.openai.com.example/v1", {}, None),
+        ("http://notapi.openai.com/v1", {}, None),
+    ],
+)
+async def test_obfuscation_is_left_out_where_the_upstream_knows_of_it_and_nobody_wants_it(
+    node_before, raw, base_url, said, asked
+):
+    node = await node_before(base_url)
+    raw.play = lambda asked: WHOLE
+    await node.api.run({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream_options": said})
+    options = json.loads(raw.asked[0].body)["stream_options"]
+    assert options == {"include_usage": True} | ({} if asked is None else {"include_obfuscation": asked})
+
+
+async def test_an_upstream_that_refuses_to_leave_obfuscation_out_is_asked_again_and_only_once(node_before, raw):
+    # given OpenAI's server in an earlier version
+    def play(asked):
+        known = "include_obfuscation" not in json.loads(asked.body)["stream_options"]
+        refusal = b'{"error":{"message":"Unknown parameter: \'stream_options.include_obfuscation\'."}}'
+        return WHOLE if known else (sized("400 Bad Request", "application/json", refusal),)
+
+    raw.play = play
+    node = await node_before("http://api.openai.com/v1")
+    for _ in range(2):
+        assert (await node.api.ended(await node.api.run()))["status"] == "completed"
+    options = [json.loads(asked.body)["stream_options"] for asked in raw.asked]
+    assert ["include_obfuscation" in each for each in options] == [True, False, False]
+    assert all(each["include_usage"] for each in options)
+
+
 async def test_a_proxy_of_the_environment_is_used_and_told_of_by_no_password(make_node, raw):
     # given a proxy that asks for a password, which the node knows
     raw.play = lambda asked: (sized("407 No", "text/html", b"<p>"),)

@@ -5,16 +5,20 @@
 Generations of plain text tokens of 4 to 5 bytes, each in an upstream's chunk of some 280 bytes, are recorded as the
 service records them (Recorder, ValkeyStore, the shipped settings of the server), and stand beside the least that a
 stream can take (the same text alone, by plain XADD) and beside the chunks as they came. Figures are bytes a token,
-medians over several generations, everything included: key, `start`, role, finish, usage, `end`.
+medians over several generations, everything included: key, `start`, role, finish, usage, `end`. Then what a token costs
+whose chunk carries more than its text, beside a plain one, and in the last build that stored such chunks whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 import string
+import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -36,6 +40,7 @@ GENERATIONS = 9
 LONG, SHORT = 1000, 20  # tokens
 TTL_MS = 86_400_000
 STARTED_MS = 1_763_701_200_123
+EARLIER = "8c55c32"  # the commit of the build that the kinds of chunks are measured with too
 
 _chance = random.Random(1)
 
@@ -209,6 +214,46 @@ async def _memory_row(client: valkey.asyncio.Valkey, name: str, kind: Store) -> 
     _row(name, f"{long / LONG:.1f}", f"{short / SHORT:.1f}", f"{short:.0f}")
 
 
+async def compare_kinds(server: ValkeyServer) -> None:
+    """Print what each kind of chunk costs, here and in the earlier build."""
+    with tempfile.TemporaryDirectory() as directory:
+        now = await _kinds(server, ())
+        before = await _kinds(server, (directory,)) if _unpack_earlier(directory) else None
+    print(f"\nkinds of chunks; {EARLIER} beside this build; the CPU of recording and appending, and Valkey's")
+    _row("", *("chunk", "entry", EARLIER, "memory", EARLIER, "µs", EARLIER))
+    for kind, cost in now.items():
+        figures = [f"{cost['chunk']:.0f}"]
+        for name, form in (("entry", ".1f"), ("memory", ".1f"), ("cpu", ".2f")):
+            figures += [_figure(each, kind, name, form) for each in (now, before)]
+        _row(kind, *figures)
+
+
+def _figure(costs: dict[str, dict[str, float]] | None, kind: str, name: str, form: str) -> str:
+    if costs is None:
+        return "—"
+    if name == "cpu":
+        return f"{costs[kind]['cpu']:{form}} + {costs[kind]['server']:{form}}"
+    return f"{costs[kind][name]:{form}}"
+
+
+def _unpack_earlier(directory: str) -> bool:
+    """Whether the earlier build could be had of the repository."""
+    archive = subprocess.run(["git", "archive", EARLIER, "replay"], capture_output=True, check=False)
+    if archive.returncode == 0:
+        subprocess.run(["tar", "-x", "-C", directory], input=archive.stdout, check=True)
+    return archive.returncode == 0
+
+
+async def _kinds(server: ValkeyServer, packages: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """What `kinds.py` measures, with the package of a directory, or this one."""
+    command = [sys.executable, "-P", "-m", "tests.benchmarks.kinds", server.url, str(server.pid)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((*packages, str(Path.cwd())))}
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.PIPE)
+    told, _ = await process.communicate()
+    costs: dict[str, dict[str, float]] = json.loads(told)
+    return costs
+
+
 def _row(name: str, *figures: str) -> None:
     print(f"{name:<30}" + "".join(f"{figure:>14}" for figure in figures))
 
@@ -225,6 +270,7 @@ async def main() -> None:
             await store.start(5.0)
             async with server.client() as client:
                 await measure(client, store)
+            await compare_kinds(server)
         finally:
             await store.stop()
             server.destroy()

@@ -102,6 +102,11 @@ values: st.SearchStrategy[Any] = st.recursive(
     max_leaves=6,
 )
 _usage = st.fixed_dictionaries({"prompt_tokens": st.integers(0, 9), "total_tokens": st.integers(0, 10**25)})
+_numbers = st.integers(-9, 999) | st.floats(0, 9) | st.sampled_from([10**16, 10**17, 2**64, 1e22, 1e-300, -0.0])
+_habits = st.sampled_from(
+    ["counting", "ids", "message", "numbers", "obfuscation", "twice"]
+)  # what changes beside the text
+_NAMES_OF_REASONING = ("reasoning", "reasoning_content")
 _reasons = st.sampled_from(["stop", "length", "tool_calls", "content_filter"])
 
 
@@ -125,17 +130,22 @@ def streams(draw: st.DrawFn, legacy: bool | None = None) -> list[bytes]:
     style = draw(st.sampled_from(["ascii", "raw", "slashes", "spaced", "lines"]))
     legacy = draw(st.integers(0, 4)) == 0 if legacy is None else legacy
     roles, usages, ticks, shuffled, nulls = (draw(st.integers(0, 3)) == 0 for _ in range(5))
-    choices = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    habits = draw(st.sets(_habits)) if draw(st.booleans()) else set()
+    seldom = st.integers(0, 60 if habits else 9).map(lambda chance: chance == 1)  # what interrupts a habit
+    choices = draw(st.sampled_from([1, 1, 1, 2, 3])) if not habits or draw(seldom) else 1
     further = draw(st.dictionaries(words.map("x_".__add__), values, max_size=1)) if draw(st.booleans()) else {}
     envelope = {"id": draw(texts), "object": "chat.completion.chunk", "model": draw(texts)}
     named: set[int] = set()
     repeats_names = draw(st.booleans())
+    so_far = ""
     raws = []
 
     def delta(kind: str) -> dict[str, Any]:
         said: dict[str, Any] = {"role": "assistant"} if roles or kind == "role" else {}
         if kind in ("content", "reasoning_content", "reasoning", "refusal"):
             said[kind] = draw(texts)
+            if "twice" in habits and kind in _NAMES_OF_REASONING:
+                said |= dict.fromkeys(_NAMES_OF_REASONING, said[kind])
         elif kind == "null":
             said |= {"content": None, "refusal": None}
         elif kind == "call":
@@ -155,19 +165,31 @@ def streams(draw: st.DrawFn, legacy: bool | None = None) -> list[bytes]:
     )
     kind = draw(kinds)
     for _ in range(draw(st.integers(0, 14))):
-        kind = draw(kinds) if draw(st.integers(0, 3)) == 0 else kind  # servers say much of one kind in a row
+        if draw(seldom) if habits else draw(st.integers(0, 3)) == 0:
+            kind = draw(kinds)  # servers say much of one kind in a row
         said = {"text": draw(texts)} if legacy else {"delta": delta(kind)}
         choice: dict[str, Any] = {"index": draw(st.integers(0, choices - 1)), **said}
         if nulls:
             choice |= {"logprobs": None, "finish_reason": None}
-        if draw(st.integers(0, 9)) == 0:
+        if draw(seldom):
             choice["logprobs"] = {"content": [{"token": draw(texts), "logprob": draw(st.floats(-9, 0))}]}
-        if draw(st.integers(0, 9)) == 0:
+        if draw(seldom):
             choice["finish_reason"] = draw(_reasons)
         chunk = {**envelope, "created": len(raws) if ticks else 7, "choices": [choice], **further}
+        if "message" in habits:
+            so_far = "" if draw(seldom) else so_far + (visible(chunk) or draw(texts))
+            choice["message"] = {"role": "assistant", "content": so_far}
+        if "obfuscation" in habits:
+            chunk["obfuscation"] = draw(texts)
+        if "ids" in habits:
+            chunk["id"] = draw(texts)
+        if "numbers" in habits:
+            chunk["x_timings"] = {"took": draw(_numbers), "left": draw(_numbers)}
+        if "counting" in habits:
+            chunk["usage"] = {"prompt_tokens": 3, "completion_tokens": len(raws), "total_tokens": 3 + len(raws)}
         if usages:
             chunk["usage"] = draw(_usage | st.none())
-        if draw(st.integers(0, 14)) == 0:
+        if draw(seldom):
             chunk["choices"] = draw(st.sampled_from([[], [choice, {**choice, "index": choice["index"] + 1}]]))
         raws.append(dump(_shuffle(draw, chunk) if shuffled else chunk, style))
     if draw(st.booleans()):

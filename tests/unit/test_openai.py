@@ -149,15 +149,15 @@ def test_arguments_of_a_call_are_stored_alone_too():
 def test_what_only_looks_like_the_shape_is_not_taken_for_it(text):
     template = template_of(chunk(delta(content="x")))
     assert template is not None
-    assert template.text(template.chunk(text)) is None
+    assert template.entry(template.chunk(text)) is None
 
 
 def test_one_quote_does_not_both_open_and_close_the_text():
     template = template_of(chunk(delta(content="x")))
     assert template is not None
-    assert template.text(template.prefix + template.suffix[1:]) is None
-    assert template.text(template.prefix) is None
-    assert template.text(template.suffix) is None
+    assert template.entry(template.prefix + template.suffix[1:]) is None
+    assert template.entry(template.prefix) is None
+    assert template.entry(template.suffix) is None
 
 
 @pytest.mark.parametrize(

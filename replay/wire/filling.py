@@ -1,0 +1,255 @@
+"""Finds the holes of a chunk, by the whole chunk before it, and fills them with what comes; see `forms.py`.
+
+Two whole chunks in a row that say the same but for some strings and numbers are of one shape, and where they differ are
+holes. A chunk that differs elsewhere too is whole again, and has holes there too.
+
+What a hole holds must change nothing that a stream is judged by, or that tells what its text is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
+
+from replay.model.event import Entry
+from replay.redaction import Redaction
+from replay.wire import json
+from replay.wire.forms import AS_MUCH, ITSELF, MORE, MOST_HOLES, OWN, PROBES, TEXT, Form, Hole, form_of, form_payload
+from replay.wire.openai import LITERAL, growing_strings, is_utf8, may_repeat, visible_text
+from replay.wire.responses import is_response_event
+
+_TRIES, _SELDOM = 6, 32  # see `Forms`
+_MOST_VALUES = 256  # of a chunk that is looked at
+_LONGEST_VALUE = 64  # bytes; what is longer, and does not grow, may be a message so far that has begun anew
+_LONGEST_GROWN = 256 << 10  # bytes; what 1,000 readers are sent may not be a million times what is stored
+
+_LONGEST_SECRET = 2048  # bytes, of those that come in pieces
+
+# No number that reads as another one, or as none; see `json.py`.
+_NUMBER = re.compile(rb"-?(?:0|[1-9]\d{0,16})(?:\.\d{1,17})?(?:[eE][-+]?\d{1,2})?")
+_STRING = LITERAL.pattern
+# A string or number that is no key, behind its key where it has one; or the key of anything else.
+_VALUE = re.compile(rb'(?:"%b"\s*:\s*)?+(?:"(%b)"|(-?\d[-+.\deE]*))|"%b"\s*:' % (_STRING, _STRING, _STRING))
+
+
+class Filler:
+    """A form as it is filled, chunk by chunk."""
+
+    __slots__ = ("_beginning", "_further", "_places", "_redaction", "_so_far", "_visible", "counts", "holes")
+
+    def __init__(self, form: Form, *, visible: bool, counts: bool, holes: frozenset[int], redaction: Redaction) -> None:
+        self.counts = counts  # its chunks count usage
+        self.holes = holes  # which of the chunk's values these are
+        self._visible = visible
+        self._redaction = redaction
+        self._so_far = {hole: form.values[hole] for hole in form.growing}
+        self._beginning, *gaps = form.gaps
+        # By place: which hole, whether it grows, what fits into it and what stands behind it.
+        self._places: list[tuple[int, bool, Callable[[bytes, int], re.Match[bytes] | None], bytes]] = []
+        # Beside the text: which hole, the form's own value, and the number that this is.
+        self._further: list[tuple[int, bytes, int | None]] = [
+            (hole, own, None) for hole, own in enumerate(form.values[1:], start=1)
+        ]
+        for hole, before, behind in zip(form.order, form.gaps, gaps, strict=False):
+            is_string = before.endswith(b'"')
+            self._places.append((hole, hole in form.growing, (LITERAL if is_string else _NUMBER).match, behind))
+            if not is_string and form.values[hole].isdigit():
+                self._further[hole - 1] = hole, form.values[hole], int(form.values[hole])
+
+    def entry(self, raw: bytes) -> bytes | None:
+        """The entry of a chunk of this form; None when the chunk has another."""
+        fillings = self._fillings(raw)
+        steps = None if fillings is None else self._steps(fillings)
+        if fillings is None or steps is None:
+            return None
+        for hole in self._so_far:
+            self._so_far[hole] += fillings[hole]
+        text = fillings[0]
+        return (Entry.FILLED_TOKEN if text and self._visible else Entry.FILLED_DELTA) + text + steps
+
+    def _fillings(self, raw: bytes) -> list[bytes] | None:
+        """What a chunk has in each hole, and in one that grows what is new."""
+        if not raw.startswith(self._beginning):
+            return None
+        place = len(self._beginning)
+        fillings = [b""] * len(self._places)
+        for hole, grows, match_at, gap in self._places:
+            if grows:
+                so_far = self._so_far[hole]
+                if not raw.startswith(so_far, place) or len(so_far) > _LONGEST_GROWN:
+                    return None
+                place += len(so_far)
+            match = match_at(raw, place)
+            if match is None:
+                return None
+            place = match.end()
+            if not raw.startswith(gap, place):
+                return None
+            fillings[hole] = match[0]
+            place += len(gap)
+        return fillings if place == len(raw) and is_utf8(raw) else None
+
+    def _steps(self, fillings: list[bytes]) -> bytes | None:
+        """How the holes beside the text are filled; None where they may not be filled so."""
+        text, steps, last_more = fillings[0], b"", -1
+        for hole, own, number in self._further:
+            value = fillings[hole]
+            if number is not None and value.isdigit() and (more := int(value) - number) >= 0:
+                steps += AS_MUCH if more == last_more else b"%b%d" % (MORE, more)
+                last_more = more
+            elif value == text:
+                steps += TEXT
+            elif value == own and hole not in self._so_far:
+                steps += OWN
+            elif self._may_stand(hole, value):
+                steps += ITSELF + value
+            else:
+                return None
+        return steps
+
+    def _may_stand(self, hole: int, value: bytes) -> bool:
+        """Whether a value is not too long, and holds no secret, which is taken out of whole chunks."""
+        if hole in self._so_far:
+            return not self._redaction.hits(self._so_far[hole][-_LONGEST_SECRET:] + value)
+        return len(value) <= _LONGEST_VALUE and not self._redaction.hits(value)
+
+
+class _Value(NamedTuple):
+    """A string's inside or a number in a chunk, and what the chunk before had in that place."""
+
+    start: int
+    end: int
+    before: bytes
+
+
+class Forms:
+    """Finds forms among the whole chunks of one stream."""
+
+    __slots__ = ("_before", "_holes", "_in_a_row", "_number", "_redaction")
+
+    def __init__(self, redaction: Redaction) -> None:
+        self._redaction = redaction
+        self._before = b""  # the last whole chunk
+        self._holes: frozenset[int] = frozenset()  # which of its values are holes
+        self._number = 0  # which chunk of the stream that was
+        self._in_a_row = 0  # how many whole chunks there were without any other between them
+
+    def form(self, raw: bytes, chunk: dict[str, Any], number: int) -> tuple[bytes, Filler] | None:
+        """The next whole chunk as a form, as it is stored and as it is filled; None where none is seen.
+
+        To look for one takes some 50 µs. Where that was in vain several times in a row, it is seldom done.
+        """
+        self._in_a_row = self._in_a_row + 1 if number == self._number + 1 else 1
+        worthwhile = self._in_a_row <= _TRIES or self._in_a_row % _SELDOM == 0
+        form = _form(raw, chunk, self._before, self._holes, self._redaction) if worthwhile else None
+        self._before, self._number = raw, number
+        self._holes = form[1].holes if form is not None else frozenset()
+        return form
+
+
+def _form(
+    raw: bytes, chunk: dict[str, Any], before: bytes, holes: frozenset[int], redaction: Redaction
+) -> tuple[bytes, Filler] | None:
+    """A chunk as a form, by the one before it and the holes which that had."""
+    values = _values(before, raw) if may_repeat(chunk) else None
+    if values is None:
+        return None
+    holes |= {place for place, value in enumerate(values) if raw[value.start : value.end] != value.before}
+    changing = [values[place] for place in sorted(holes)]
+    if len(changing) > MOST_HOLES or not all(_may_change(value, raw) for value in changing):
+        return None
+    sample = json.loads(_with_probes(raw, changing))
+    paths = _paths_of_probes(sample, len(changing))
+    text = _text_probe(chunk, sample)
+    if text is None or paths is None or any(map(_is_judged, paths)):
+        return None
+    places = [
+        Hole(value.start, value.end, grows=_grows(value, raw, path, chunk))
+        for value, path in zip(changing, paths, strict=True)
+    ]
+    places.insert(0, places.pop(PROBES.index(text)))
+    payload = form_payload(places, raw)
+    filler = Filler(
+        form_of(payload),
+        visible=visible_text(sample).encode() == text,
+        counts=isinstance(chunk.get("usage"), dict),
+        holes=holes,
+        redaction=redaction,
+    )
+    return payload, filler
+
+
+def _values(before: bytes, raw: bytes) -> list[_Value] | None:
+    """All strings and numbers of a chunk; None where the chunk before has another shape, or there are too many."""
+    values: list[_Value] = []
+    place = place_before = 0
+    for (start_before, end_before), (start, end) in zip(_spans(before), _spans(raw), strict=False):
+        if len(values) == _MOST_VALUES or before[place_before:start_before] != raw[place:start]:
+            return None
+        values.append(_Value(start, end, before[start_before:end_before]))
+        place, place_before = end, end_before
+    return values if before[place_before:] == raw[place:] else None
+
+
+def _spans(raw: bytes) -> Iterator[tuple[int, int]]:
+    for match in _VALUE.finditer(raw):
+        if match.lastindex is not None:
+            yield match.span(match.lastindex)
+
+
+def _may_change(value: _Value, raw: bytes) -> bool:
+    """Whether a value is one that can be recognised where another stands."""
+    return _is_string(value, raw) or _NUMBER.fullmatch(raw, value.start, value.end) is not None
+
+
+def _is_string(value: _Value, raw: bytes) -> bool:
+    return raw[value.start - 1 : value.start] == b'"'
+
+
+def _with_probes(raw: bytes, values: Sequence[_Value]) -> bytes:
+    edges = [0, *(edge for value in values for edge in (value.start, value.end)), len(raw)]
+    gaps = (raw[start:end] for start, end in list(pairwise(edges))[::2])
+    return b"".join(chain.from_iterable(zip(gaps, (*PROBES[: len(values)], b""), strict=True)))
+
+
+Path = tuple[str | int, ...]
+
+
+def _paths_of_probes(sample: dict[str, Any], count: int) -> list[Path] | None:
+    """Where the probes are found; None where one is not, as where its key comes twice."""
+    leaves = {str(value): path for value, path in _leaves(sample)}
+    paths = [leaves[probe.decode()] for probe in PROBES[:count] if probe.decode() in leaves]
+    return paths if len(paths) == count else None
+
+
+def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _leaves(inner, (*path, place))
+    else:
+        yield value, path
+
+
+def _is_judged(path: Path) -> bool:
+    """Whether a value says what a chunk is, whose it is, or how a choice ends."""
+    return path[0] in ("type", "error") or (path[0] == "choices" and path[2] in ("index", "finish_reason"))
+
+
+def _grows(value: _Value, raw: bytes, path: Path, chunk: dict[str, Any]) -> bool:
+    """Whether a value has grown, in a place of which a transcript keeps only the last value."""
+    in_pieces = path[0] == "choices" and path[2] in ("delta", "text")
+    if in_pieces or is_response_event(chunk):
+        return False
+    return _is_string(value, raw) and raw.startswith(value.before, value.start)
+
+
+def _text_probe(chunk: dict[str, Any], sample: dict[str, Any]) -> bytes | None:
+    """The probe that stands for the text; a text that is seen goes first, and has to be a hole."""
+    seen = visible_text(sample)
+    strings = [seen] if seen else [string for _, string, _ in growing_strings(sample)]
+    return next((probe for probe in (string.encode(errors="replace") for string in strings) if probe in PROBES), None)
