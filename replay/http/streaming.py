@@ -11,7 +11,8 @@ from replay.config import Settings
 from replay.http.takeover import TakenOver, head, is_chunked, release
 from replay.live.bundle import Bundle, Origin
 from replay.live.counters import Counters
-from replay.live.feed import Channel, Feed
+from replay.live.feed import Feed
+from replay.live.framing import Channel
 from replay.live.hub import Hub
 from replay.live.outlet import cut
 from replay.live.subscriber import Delivery, Pace, Subscriber
@@ -48,7 +49,7 @@ class Streaming:
         ``opening`` is written at once, ``preface`` goes into the first block that carries data.
         """
         settings = self._settings
-        channel = Channel(face, is_chunked(request))
+        channel = self._channel(request, face)
         whose = {} if feed.generation_id == CHRONICLE else {"Replay-Generation-Id": feed.generation_id}
         fields = {**_headers(face), **whose, **(headers or {})}
         retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
@@ -77,7 +78,7 @@ class Streaming:
         bundle = Bundle(
             origins,
             cursor=cursor,
-            channel=Channel(SSE, is_chunked(request)),
+            channel=self._channel(request, SSE),
             counters=self._counters,
             deadline_s=settings.write_deadline_s,
             on_gone=subscribers.discard,
@@ -89,9 +90,13 @@ class Streaming:
             bundle.take_over(connection, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
         return TakenOver()
 
+    def _channel(self, request: web.Request, face: Face) -> Channel:
+        # A piece may come on top of what waits already, of which there may be as much (see `Outlet`).
+        return Channel(face, is_chunked(request), self._settings.write_buffer_bytes // 2)
+
     async def come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
         """Answer so that an `EventSource` tries again: any other status would end it for good."""
-        channel = Channel(face, is_chunked(request))
+        channel = self._channel(request, face)
         transport = request.transport
         if transport is not None and not transport.is_closing():
             transport.write(head(request, _headers(face)) + channel.framed(face.keepalive))
