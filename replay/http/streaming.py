@@ -62,6 +62,7 @@ class Streaming:
             buffer_bytes=settings.write_buffer_bytes,
             deadline_s=settings.write_deadline_s,
         )
+        self._hub.wake(feed.generation_id)  # it may have been put away since it was opened
         subscribers = self._hub.subscribers
         subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
         subscribers.add(subscriber)
@@ -75,6 +76,9 @@ class Streaming:
     def bundle(self, request: web.Request, origins: Sequence[Origin], cursor: Cursor) -> web.StreamResponse:
         """The events of several generations."""
         settings, subscribers = self._settings, self._hub.subscribers
+        for origin in origins:
+            if origin.feed is not None:
+                self._hub.wake(origin.feed.generation_id)
         bundle = Bundle(
             origins,
             cursor=cursor,
