@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from replay.model.event import Entry, Event, Kind
 from replay.model.generation import End, Start, Status
@@ -50,7 +50,14 @@ def decode_end(entry: bytes) -> End:
     return End(**{name: stored[name] for name in _END_FIELDS & stored.keys()} | {"status": Status(stored["status"])})
 
 
-V = TypeVar("V")
+class View(Protocol):
+    """Something that is made of a log and grows with it; it does not hold the log, which holds it."""
+
+    def read(self, recording: Recording) -> None:
+        """Take what the log has more."""
+
+
+V = TypeVar("V", bound=View)
 
 
 class Recording:
@@ -90,10 +97,11 @@ class Recording:
         return self._renamed[whole]
 
     def view(self, kind: Callable[[Recording], V]) -> V:
-        """A further view of the log, made when first asked for, which grows with it."""
+        """A further view of the log, as far as it goes; made when first asked for."""
         if kind not in self._views:
             self._views[kind] = kind(self)
         found: V = self._views[kind]
+        found.read(self)
         return found
 
 
