@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from replay.live.feed import Feed
+from replay.live.memory import Memory
 
 _SPARE = 1000  # expiries of what is not here any more, before they are cleared out
 
@@ -24,9 +25,10 @@ class _Cached(NamedTuple):
 class Cache:
     """As many of them as there is memory for: when that is short, the longest idle go first."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, memory: Memory) -> None:
         self.size = 0  # bytes
         self._max_bytes = max_bytes
+        self._memory = memory
         self._cached: OrderedDict[str, _Cached] = OrderedDict()  # by when they came
         self._framed: OrderedDict[str, Feed] = OrderedDict()  # those with segments, likewise
         self._expiries: list[tuple[int, str]] = []  # a heap of all of them, and of some that have been taken out
@@ -56,13 +58,18 @@ class Cache:
         self.size -= cached.size
         return cached.feed
 
+    def forget(self, generation_id: str) -> None:
+        """Give a log up, if it is here."""
+        feed = self.take(generation_id)
+        self._memory.forget(0 if feed is None else feed.size)
+
     def forget_expired(self, now_ms: int) -> None:
         """Forget what nobody keeps any more."""
         while self._expiries and self._expiries[0][0] < now_ms:
             expires_ms, generation_id = heappop(self._expiries)
             cached = self._cached.get(generation_id)
             if cached is not None and cached.expires_ms == expires_ms:
-                self.take(generation_id)
+                self.forget(generation_id)
 
     def _clear_out(self) -> None:
         if len(self._expiries) > 2 * len(self._cached) + _SPARE:
@@ -73,7 +80,8 @@ class Cache:
         while self.size > self._max_bytes and self._framed:  # before a log that would have to be read again
             generation_id, feed = self._framed.popitem(last=False)
             self.size -= feed.segments_size
+            self._memory.forget(feed.segments_size)
             feed.forget_segments()
             self._cached[generation_id] = self._cached[generation_id]._replace(size=feed.size)
         while self.size > self._max_bytes:
-            self.take(next(iter(self._cached)))
+            self.forget(next(iter(self._cached)))

@@ -23,7 +23,7 @@ from replay.wire.events import Face, Recording, decode_end, fold
 
 log = logging.getLogger(__name__)
 
-_OVERHEAD = 2048  # bytes that an idle feed takes beside its log's events
+_OVERHEAD = 1800  # bytes that an idle feed takes beside its log's events, as measured
 
 
 def now_ms() -> int:
@@ -304,6 +304,7 @@ class Feed:
     def _wake(self) -> None:
         if self._over is not None and (self.log.complete or self.invalid):
             self._over.set()
+            self._over = None
         if self._changed is not None:
             # Everybody waits on an event of their own time: one who is cancelled takes nobody along.
             self._changed.set()

@@ -15,6 +15,7 @@ from replay.errors import GenerationNotFound, StoreUnavailable
 from replay.live.cache import Cache
 from replay.live.feed import Feed, now_ms
 from replay.live.follower import Follower
+from replay.live.memory import Memory
 from replay.live.outlet import Outlet
 from replay.model.event import Event, EventId
 from replay.store import EventStore
@@ -38,7 +39,8 @@ class Hub:
         self._store = store
         self._patience_s = patience_s
         self._feeds: dict[str, Feed] = {}  # all that are not in the cache
-        self._cache = Cache(cache_bytes)
+        self._memory = Memory()
+        self._cache = Cache(cache_bytes, self._memory)
         self._produced: set[str] = set()
         self._followers: dict[str, Follower] = {}
         self._loading: dict[str, asyncio.Task[Feed]] = {}
@@ -83,8 +85,9 @@ class Hub:
 
     def forget(self, generation_id: str) -> None:
         """Forget a feed; whoever reads what it has may finish."""
-        self._feeds.pop(generation_id, None)
-        self._cache.take(generation_id)
+        feed = self._feeds.pop(generation_id, None)
+        self._memory.forget(0 if feed is None else feed.size)
+        self._cache.forget(generation_id)
         self._produced.discard(generation_id)
         self._unfollow(generation_id)
 
@@ -232,6 +235,7 @@ class Hub:
             elif feed.idle_since is not None and now - feed.idle_since > _LINGER_S:
                 self.drop(feed)
         self._cache.forget_expired(now_ms())
+        self._memory.give_back()
 
     async def stop(self) -> None:
         """Stop following."""

@@ -13,6 +13,7 @@ from replay.live.cache import Cache
 from replay.live.feed import Feed, now_ms
 from replay.live.framing import Channel
 from replay.live.hub import Hub
+from replay.live.memory import Memory
 from replay.model.event import number
 from replay.model.generation import End, Status
 from replay.wire.events import SSE, encode_end, encode_start
@@ -37,7 +38,7 @@ def frame(feed: Feed) -> None:
 
 
 async def test_what_is_put_in_is_taken_out_once():
-    cache, feed = Cache(1 << 20), ended("g")
+    cache, feed = Cache(1 << 20, Memory()), ended("g")
     cache.put(feed)
     assert (len(cache), cache.size) == (1, feed.size)
     assert cache.take("g") is feed
@@ -49,7 +50,7 @@ async def test_what_is_put_in_is_taken_out_once():
     steps=st.lists(st.tuples(st.sampled_from(["put", "take"]), st.integers(0, 9), st.integers(1, 5000)), max_size=60)
 )
 async def test_the_longest_idle_go_first_when_memory_is_short(steps):
-    cache, known, room = Cache(30_000), [], 30_000
+    cache, known, room = Cache(30_000, Memory()), [], 30_000
     for step, number_, size in steps:
         name = f"g{number_}"
         there = [feed for feed in known if feed.generation_id == name]
@@ -70,7 +71,7 @@ async def test_what_is_framed_goes_before_what_would_have_to_be_read_again():
     # given a cache that is full with two logs, of which the newer is framed for late joiners
     plain, framed, last = (ended(name, size=3000) for name in ("plain", "framed", "last"))
     frame(framed)
-    cache = Cache(plain.size + framed.size)
+    cache = Cache(plain.size + framed.size, Memory())
     cache.put(plain)
     cache.put(framed)
     # when there is one more
@@ -83,7 +84,7 @@ async def test_what_is_framed_goes_before_what_would_have_to_be_read_again():
 
 
 async def test_what_has_expired_is_forgotten_and_nothing_else():
-    cache = Cache(1 << 20)
+    cache = Cache(1 << 20, Memory())
     for place in range(5):
         cache.put(ended(f"g{place}", ended_ms=STARTED_MS + 100 * place))
     cache.forget_expired(STARTED_MS + TTL_MS + 250)
@@ -91,7 +92,7 @@ async def test_what_has_expired_is_forgotten_and_nothing_else():
 
 
 async def test_another_run_under_the_same_id_has_its_own_time():
-    cache = Cache(1 << 20)
+    cache = Cache(1 << 20, Memory())
     cache.put(ended("g"))
     cache.take("g")
     second = ended("g", ended_ms=STARTED_MS + 500)
@@ -101,7 +102,7 @@ async def test_another_run_under_the_same_id_has_its_own_time():
 
 
 async def test_a_log_that_is_taken_out_again_and_again_leaves_nothing_behind():
-    cache, feed = Cache(1 << 20), ended("g")
+    cache, feed = Cache(1 << 20, Memory()), ended("g")
     for _ in range(10_000):
         cache.put(feed)
         cache.take("g")
@@ -112,7 +113,7 @@ async def test_a_log_that_is_taken_out_again_and_again_leaves_nothing_behind():
 
 
 async def test_a_cached_log_keeps_nothing_that_is_made_of_it_but_its_frames():
-    cache, feed = Cache(1 << 20), ended("g")
+    cache, feed = Cache(1 << 20, Memory()), ended("g")
     transcript, recording = feed.transcript(len(feed.log)), feed.recording
     frame(feed)
     cache.put(feed)
