@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -66,7 +67,7 @@ class Bundles:
     async def _origin(
         self, place: int, generation_id: str, feed: Feed | None, cursor: Cursor, *, snapshot: bool
     ) -> Origin:
-        """Where this reader goes on; moves the cursor to there."""
+        """Where this reader goes on; moves the cursor to there, or lets the snapshot do so."""
         stand = cursor.stands[place]
         if feed is None:
             cursor.move(place, Stand.GONE)
@@ -81,8 +82,12 @@ class Bundles:
             return Origin(feed, 0)
         log = feed.log
         stop = len(log) - 1 if log.complete else len(log)
-        cursor.move(place, log.event_id(stop - 1))
-        return Origin(feed, stop, notice("snapshot", generation_id, cursor, **transcript_of(feed, stop)))
+        return Origin(feed, stop, snapshot=partial(_snapshot, place, feed, stop, cursor))
+
+
+def _snapshot(place: int, feed: Feed, stop: int, cursor: Cursor) -> bytes:
+    cursor.move(place, feed.log.event_id(stop - 1))
+    return notice("snapshot", feed.generation_id, cursor, **transcript_of(feed, stop))
 
 
 def _generation_ids(request: web.Request) -> list[str]:

@@ -100,8 +100,8 @@ class _NodeCollector(Collector):
         yield ended
         yield GaugeMetricFamily("replay_generations_live", "Generations produced here now", len(self._producers))
         yield GaugeMetricFamily("replay_subscribers", "Readers connected here now", len(self._hub.subscribers))
-        yield GaugeMetricFamily("replay_feeds", "Generations held in memory", sum(1 for _ in self._hub))
-        yield GaugeMetricFamily("replay_feed_bytes", "Their size", sum(feed.size for feed in self._hub))
+        yield GaugeMetricFamily("replay_feeds", "Generations held in memory", len(self._hub))
+        yield GaugeMetricFamily("replay_feed_bytes", "Their size", self._hub.size)
         yield GaugeMetricFamily("replay_valkey_connections", "Connections to Valkey now", self._store.connections)
         yield _histogram("replay_append_seconds", "From an append to its acknowledgement", counters.append_seconds)
         yield _histogram("replay_first_token_seconds", "From start to first token", counters.first_token_seconds)

@@ -14,7 +14,8 @@ from replay.config import Settings
 from replay.http.takeover import TakenOver, head, is_chunked, release
 from replay.live.bundle import Bundle, Origin
 from replay.live.counters import Counters
-from replay.live.feed import Channel, Feed
+from replay.live.feed import Feed
+from replay.live.framing import Channel
 from replay.live.hub import Hub
 from replay.live.outlet import cut
 from replay.live.subscriber import Delivery, Pace, Subscriber
@@ -55,7 +56,7 @@ class Streaming:
         fields = {**_headers(face), **whose, **(headers or {})}
         if request.method == "HEAD":
             return web.StreamResponse(headers=fields)
-        channel = Channel(face, is_chunked(request))
+        channel = self._channel(request, face)
         retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
         delivery = Delivery(
             channel=channel,
@@ -66,6 +67,7 @@ class Streaming:
             buffer_bytes=settings.write_buffer_bytes,
             deadline_s=settings.write_deadline_s,
         )
+        self._hub.wake(feed.generation_id)  # it may have been put away since it was opened
         subscribers = self._hub.subscribers
         subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
         subscribers.add(subscriber)
@@ -81,10 +83,13 @@ class Streaming:
         if request.method == "HEAD":
             return web.StreamResponse(headers=_headers(SSE))
         settings, subscribers = self._settings, self._hub.subscribers
+        for origin in origins:
+            if origin.feed is not None:
+                self._hub.wake(origin.feed.generation_id)
         bundle = Bundle(
             origins,
             cursor=cursor,
-            channel=Channel(SSE, is_chunked(request)),
+            channel=self._channel(request, SSE),
             counters=self._counters,
             deadline_s=settings.write_deadline_s,
             on_gone=subscribers.discard,
@@ -96,11 +101,15 @@ class Streaming:
             bundle.take_over(connection, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
         return TakenOver()
 
+    def _channel(self, request: web.Request, face: Face) -> Channel:
+        # A piece may come on top of what waits already, of which there may be as much (see `Outlet`).
+        return Channel(face, is_chunked(request), self._settings.write_buffer_bytes // 2)
+
     async def come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
         """Answer so that an `EventSource` tries again: any other status would end it for good."""
         if request.method == "HEAD":
             return web.StreamResponse(headers=_headers(face))
-        channel = Channel(face, is_chunked(request))
+        channel = self._channel(request, face)
         transport = request.transport
         if transport is not None and not transport.is_closing():
             transport.write(head(request, _headers(face)) + channel.framed(face.keepalive))

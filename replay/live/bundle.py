@@ -7,17 +7,17 @@ where every leg stands after that event. So whoever reconnects with it resumes e
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from replay.live.counters import Counters
-from replay.live.feed import Channel, Feed
+from replay.live.feed import Feed
+from replay.live.framing import Channel
 from replay.live.outlet import Lent, Outlet
 from replay.wire.bundle import Cursor, encode, notice
 
 log = logging.getLogger(__name__)
-
-_EVENTS_PER_TURN = 500  # written by one leg before the others have theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +26,28 @@ class Origin:
 
     feed: Feed | None  # None: it does not exist any more
     start: int = 0  # the place of the next event in the log
-    first: bytes = b""  # blocks that come before it
+    first: bytes = b""  # a block that comes before all events
+    snapshot: Callable[[], bytes] | None = None  # makes the block that comes before this leg's; moves the cursor
 
 
 class Leg:
     """One generation of a bundle; what its feed takes for a subscriber that is always behind."""
 
-    __slots__ = ("_bundle", "_next", "_place", "_told_live", "channel", "feed")
+    __slots__ = ("_bundle", "_next", "_place", "_snapshot", "_told_live", "channel", "feed")
 
-    def __init__(self, bundle: Bundle, place: int, feed: Feed, start: int) -> None:
+    def __init__(self, bundle: Bundle, place: int, feed: Feed, origin: Origin) -> None:
         self.channel = bundle.channel
         self.feed = feed
         self._bundle = bundle
         self._place = place  # in the cursor
-        self._next = start
+        self._next = origin.start
+        self._snapshot = origin.snapshot  # until it is written: there is none in memory for who does not read
         self._told_live = False
 
     @property
     def behind(self) -> bool:
         """Whether there is something to write."""
-        return self._next < len(self.feed.log)
+        return self._snapshot is not None or self._next < len(self.feed.log)
 
     @property
     def over(self) -> bool:
@@ -57,11 +59,12 @@ class Leg:
         self._bundle.pump(self)
 
     def take(self, cursor: Cursor) -> bytes:
-        """The blocks of one turn; moves the cursor behind them."""
+        """The blocks of one turn, no more than a piece and an event; moves the cursor behind them."""
+        if self._snapshot is not None:
+            snapshot, self._snapshot = self._snapshot, None
+            return snapshot()
         log = self.feed.log
-        stop = min(len(log), self._next + _EVENTS_PER_TURN)
-        blocks = encode(self.feed.recording, self._next, stop, cursor, self._place)
-        self._next = stop
+        blocks, self._next = encode(self.feed.recording, self._next, cursor, self._place, self.channel.piece_bytes)
         if not (self._told_live or self.behind or log.complete):
             self._told_live = True
             blocks += notice("live", self.feed.generation_id, last_event_id=str(log.last_id))
@@ -97,11 +100,9 @@ class Bundle(Outlet):
         self._cursor = cursor
         self._on_gone = on_gone
         self._first = b"".join(origin.first for origin in origins)
-        self._legs = [
-            Leg(self, place, origin.feed, origin.start)
-            for place, origin in enumerate(origins)
-            if origin.feed is not None
-        ]
+        self._legs = deque(
+            Leg(self, place, origin.feed, origin) for place, origin in enumerate(origins) if origin.feed is not None
+        )
         self._last_written = self._loop.time()
 
     def take_over(self, connection: Lent, head: bytes, preface: bytes, buffer_bytes: int) -> None:
@@ -116,9 +117,13 @@ class Bundle(Outlet):
         self._first = preface + self._first
         self.drained()
 
+    @property
+    def _writable(self) -> bool:
+        return not self._full and self._transport is not None and not self._transport.is_closing()
+
     def pump(self, leg: Leg) -> None:
         """Write what may be written now of what one generation has beyond its place."""
-        if self._full or self._transport is None or self._transport.is_closing():
+        if not self._writable:
             return
         try:
             blocks = leg.take(self._cursor)
@@ -139,10 +144,12 @@ class Bundle(Outlet):
             self.write(self.channel.framed(blocks))
 
     def drained(self) -> None:
-        """There is room: every generation has its turn."""
-        for leg in self._legs:
-            if self._transport is not None and not self._transport.is_closing():
-                self.pump(leg)
+        """There is room: every generation has its turn, first the one that has waited for it longest."""
+        for _ in range(len(self._legs)):
+            if not self._writable:
+                return
+            self._legs.rotate(-1)
+            self.pump(self._legs[-1])
         self._finish_if_over()
 
     def _finish_if_over(self) -> None:
@@ -161,4 +168,5 @@ class Bundle(Outlet):
         """Follow no more."""
         for leg in self._legs:
             leg.feed.remove(leg)
+        self._legs.clear()
         self._on_gone(self)

@@ -12,8 +12,9 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from replay.live.framing import Channel, Segments, frame
 from replay.model.event import Event, EventId, Kind
 from replay.model.generation import Start, Status
 from replay.model.log import Log
@@ -22,25 +23,12 @@ from replay.wire.events import Face, Recording, decode_end, fold
 
 log = logging.getLogger(__name__)
 
-# A late joiner gets segments of this many events, framed once for all late joiners.
-SEGMENT = 256
-_SEGMENT_BYTES = 1 << 20  # about; protects the other readers from chunks that repeat the whole message so far
+_OVERHEAD = 1800  # bytes that an idle feed takes beside its log's events, as measured
 
 
 def now_ms() -> int:
     """The time, unix ms."""
     return time.time_ns() // 1_000_000
-
-
-class Channel(NamedTuple):
-    """Whose bytes are the same: one face, in one framing."""
-
-    face: Face
-    chunked: bool  # HTTP/1.1's transfer coding; HTTP/1.0 has none
-
-    def framed(self, data: bytes) -> bytes:
-        """The bytes as they stand on the wire."""
-        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
 
 class Reader(Protocol):
@@ -64,6 +52,26 @@ class Reader(Protocol):
 class Feed:
     """The log as far as this node knows it; whoever extends it has Valkey's acknowledgement."""
 
+    __slots__ = (
+        "__weakref__",
+        "_awaiting_end",
+        "_behind",
+        "_changed",
+        "_expecting",
+        "_folded",
+        "_live",
+        "_over",
+        "_segments",
+        "_watching",
+        "generation_id",
+        "idle_since",
+        "invalid",
+        "last_written",
+        "log",
+        "recording",
+        "shown",
+    )
+
     def __init__(self, generation_id: str, log: Log | None = None) -> None:
         self.generation_id = generation_id
         self.log = Log() if log is None else log
@@ -71,15 +79,16 @@ class Feed:
         self.invalid = False  # the log it shows is not the one in Valkey; nobody may be served from it
         self.last_written = asyncio.get_running_loop().time()  # to the live subscribers
         self.idle_since: float | None = self.last_written  # loop time at which the last subscriber left
+        self.shown = len(self.log)  # how far the live subscribers have been written to
         self._live: dict[Channel, set[Reader]] = {}
         self._behind: set[Reader] = set()
-        self._segments: dict[tuple[Channel, int], tuple[bytes, int]] = {}  # by beginning: the bytes, and where they end
-        self._changed = asyncio.Event()
-        self._expecting = 0  # who waits for the next event
-        self._over = asyncio.Event()
-        self._awaiting_end = 0  # who waits for the end
+        self._segments = Segments()
+        self._changed: asyncio.Event | None = None  # where somebody waits for the next event
+        self._expecting = 0  # who does
+        self._over: asyncio.Event | None = None  # where somebody waits for the end
+        self._awaiting_end = 0  # who does
         self._watching = 0  # requests that wait for the whole answer
-        self._folded = (0, Transcript())  # how many events are in it
+        self._folded: tuple[int, Transcript] | None = None  # how many events are in it
 
     @property
     def in_use(self) -> bool:
@@ -93,8 +102,13 @@ class Feed:
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory it takes."""
-        return self.log.size + sum(len(data) for data, _ in self._segments.values())
+        """About how many bytes of memory it takes, when it rests."""
+        return _OVERHEAD + self.log.size + self.segments_size
+
+    @property
+    def segments_size(self) -> int:
+        """What of that is framed for late joiners."""
+        return self._segments.size
 
     @property
     def start(self) -> Start:
@@ -114,7 +128,12 @@ class Feed:
     @property
     def expired(self) -> bool:
         """Whether it has ended so long ago that nobody keeps it any more."""
-        return self.log.complete and now_ms() > self.log.times[-1] + self.start.ttl_ms
+        return self.log.complete and now_ms() > self.expires_ms
+
+    @property
+    def expires_ms(self) -> int:
+        """When an ended one will be kept no more, unix ms."""
+        return self.log.times[-1] + self.start.ttl_ms
 
     def extend(self, events: Sequence[Event]) -> None:
         """Show acknowledged events to everybody who follows."""
@@ -124,6 +143,7 @@ class Feed:
         for channel, subscribers in self._live.items():
             if subscribers:
                 self._show(channel, subscribers, start, stop)
+        self.shown = stop
         self.last_written = asyncio.get_running_loop().time()
         for subscriber in tuple(self._behind):
             subscriber.pump()
@@ -131,6 +151,12 @@ class Feed:
             for subscriber in self._all():
                 subscriber.pump()
         self._wake()
+
+    def rest(self) -> None:
+        """Let go of what is made of the log when it is asked for; nobody uses it for now."""
+        self.recording = Recording(self.log)
+        self._folded = None
+        self._live, self._behind = {}, set()  # which never shrink
 
     def forget_segments(self) -> None:
         """Frame again what is asked for from now on."""
@@ -146,15 +172,18 @@ class Feed:
             if channel.face is face and readers:
                 self._broadcast(readers, channel.framed(face.notice(name, data)))
 
-    def _show(self, channel: Channel, subscribers: set[Reader], start: int, stop: int) -> None:
-        try:
-            data = self.frames(channel, start, stop)
-        except Exception:
-            # Who misses an event must not get the next one; the writer and the other readers know nothing of it.
-            log.exception("events could not be encoded", extra={"generation": self.generation_id, "events": start})
-            for subscriber in tuple(subscribers):
-                subscriber.abort()
-        else:
+    def _show(self, channel: Channel, subscribers: set[Reader], place: int, stop: int) -> None:
+        # Piece by piece: one whom the first has filled gets no more of them, and goes on from there when it can.
+        while place < stop and subscribers:
+            try:
+                data, place = frame(self.recording, channel, place, stop)
+            except Exception:
+                # Who misses an event must not get the next one; the writer and the other readers know nothing of it.
+                log.exception("events could not be encoded", extra={"generation": self.generation_id, "events": place})
+                for subscriber in tuple(subscribers):
+                    subscriber.abort()
+                return
+            self.shown = place
             self._broadcast(subscribers, data)
 
     @staticmethod
@@ -173,20 +202,9 @@ class Feed:
         for subscriber in tuple(self._behind):
             subscriber.keep_alive(now, silence)
 
-    def frames(self, channel: Channel, start: int, stop: int) -> bytes:
-        """The events from ``start`` to before ``stop``, ready to be written."""
-        data = channel.face.encode(self.recording, start, stop)
-        return channel.framed(data) if data else b""
-
     def segment(self, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
-        """Events from ``start`` on, at most to before ``stop``, and where they end."""
-        end = self.recording.reach(start, min((start // SEGMENT + 1) * SEGMENT, stop), _SEGMENT_BYTES)
-        if start % SEGMENT:
-            return self.frames(channel, start, end), end
-        segment = self._segments.get((channel, start))
-        if segment is None or segment[1] != end:  # the last one grows
-            segment = self._segments[channel, start] = self.frames(channel, start, end), end
-        return segment
+        """A piece of the events from ``start`` to before ``stop``, ready to be written, and the place behind it."""
+        return self._segments.piece(self.recording, channel, start, stop)
 
     def add(self, subscriber: Reader) -> None:
         """A subscriber that is behind."""
@@ -240,6 +258,7 @@ class Feed:
         try:
             async with asyncio.timeout(timeout):
                 while len(self.log) <= seen and not self.invalid:
+                    self._changed = self._changed or asyncio.Event()
                     await self._changed.wait()
         except TimeoutError:
             return False
@@ -265,6 +284,7 @@ class Feed:
         try:
             async with asyncio.timeout(timeout):
                 if not self.log.complete and not self.invalid:
+                    self._over = self._over or asyncio.Event()
                     await self._over.wait()
         except TimeoutError:
             return False
@@ -274,7 +294,7 @@ class Feed:
 
     def transcript(self, stop: int) -> Transcript:
         """The transcript of the events before ``stop``; what was folded once is not folded again."""
-        folded, transcript = self._folded
+        folded, transcript = self._folded or (0, Transcript())
         if folded > stop:
             folded, transcript = 0, Transcript()
         fold(self.recording, stop, start=folded, onto=transcript)
@@ -282,9 +302,10 @@ class Feed:
         return transcript
 
     def _wake(self) -> None:
-        if self.log.complete or self.invalid:
+        if self._over is not None and (self.log.complete or self.invalid):
             self._over.set()
-        if self._expecting:
+            self._over = None
+        if self._changed is not None:
             # Everybody waits on an event of their own time: one who is cancelled takes nobody along.
             self._changed.set()
-            self._changed = asyncio.Event()
+            self._changed = None

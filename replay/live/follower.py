@@ -50,12 +50,18 @@ class Follower:
     async def catch_up(self) -> None:
         """Read what the log has beyond the feed. One read serves all who ask meanwhile."""
         self._again = True
-        if self._reading is None or self._reading.done():
+        if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         # One of several who wait may be cancelled; the others still want the answer.
         await asyncio.shield(self._reading)
 
     async def _read(self) -> None:
+        try:
+            await self._read_on()
+        finally:
+            self._reading = None  # a task keeps its error, and that all it has passed through: this, and the feed
+
+    async def _read_on(self) -> None:
         feed = self.feed
         while self._again and not feed.invalid:
             self._again = False
@@ -118,7 +124,7 @@ class Follower:
     def start_catch_up(self) -> None:
         """Catch up in the background."""
         self._again = True
-        if self._reading is None or self._reading.done():
+        if self._reading is None:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(_note_failure)
 
@@ -151,9 +157,10 @@ class Follower:
     async def stop(self) -> None:
         """Follow no more, and wait until nothing is under way."""
         self.close()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
 
 def _note_failure(reading: asyncio.Task[None]) -> None:

@@ -1,4 +1,9 @@
-"""The feeds of this node: open, follow, keep for a while, evict."""
+"""The feeds of this node: open, follow, keep for a while.
+
+A feed is produced here, or followed, which is to say that its log lives elsewhere, or it has ended. What is live, is
+watched, or was opened a moment ago is looked at from time to time; an ended log that nobody uses goes into the cache
+and is not looked at any more. `open` takes it out again, and asks Valkey whether it is still what it was.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ import logging
 from collections.abc import Callable, Iterator
 
 from replay.errors import GenerationNotFound, StoreUnavailable
-from replay.live.feed import Feed
+from replay.live.cache import Cache
+from replay.live.feed import Feed, now_ms
 from replay.live.follower import Follower
+from replay.live.memory import Memory
 from replay.live.outlet import Outlet
 from replay.model.event import Event, EventId
 from replay.store import EventStore
@@ -30,9 +37,11 @@ class Hub:
     def __init__(self, store: EventStore, *, cache_bytes: int, patience_s: float) -> None:
         self.subscribers: set[Outlet] = set()
         self._store = store
-        self._cache_bytes = cache_bytes
         self._patience_s = patience_s
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, Feed] = {}  # all that are not in the cache
+        self._memory = Memory()
+        self._cache = Cache(cache_bytes, self._memory)
+        self._produced: set[str] = set()
         self._followers: dict[str, Follower] = {}
         self._loading: dict[str, asyncio.Task[Feed]] = {}
         # Told of a generation that is produced here and whose log has gone on without its producer.
@@ -44,22 +53,45 @@ class Hub:
         return self._store.steady_for < _HEALING_S
 
     def __iter__(self) -> Iterator[Feed]:
+        """The feeds that somebody may be using."""
         return iter(self._feeds.values())
 
+    def __len__(self) -> int:
+        return len(self._feeds) + len(self._cache)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory all feeds take."""
+        return self._cache.size + sum(feed.size for feed in self._feeds.values())
+
     def get(self, generation_id: str) -> Feed | None:
-        """The feed, if this node has it."""
+        """The feed, if somebody here may be using it."""
         return self._feeds.get(generation_id)
+
+    def wake(self, generation_id: str) -> Feed | None:
+        """The feed, if this node has it; somebody is about to use it."""
+        feed = self._feeds.get(generation_id)
+        if feed is None and (cached := self._cache.take(generation_id)) is not None:
+            feed = self._feeds[generation_id] = cached
+        return feed
 
     def produce(self, feed: Feed) -> None:
         """Take in the feed of a generation that is produced here."""
-        stale = self._feeds.get(feed.generation_id)
+        stale = self.wake(feed.generation_id)
         if stale is not None:
             self.drop(stale)
         self._feeds[feed.generation_id] = feed
+        self._produced.add(feed.generation_id)
 
     def forget(self, generation_id: str) -> None:
         """Forget a feed; whoever reads what it has may finish."""
-        self._feeds.pop(generation_id, None)
+        feed = self._feeds.pop(generation_id, None)
+        self._memory.forget(0 if feed is None else feed.size)
+        self._cache.forget(generation_id)
+        self._produced.discard(generation_id)
+        self._unfollow(generation_id)
+
+    def _unfollow(self, generation_id: str) -> None:
         follower = self._followers.pop(generation_id, None)
         if follower is not None:
             follower.close()
@@ -73,7 +105,7 @@ class Hub:
     def deleted(self, generation_id: str) -> None:
         """A generation was deleted somewhere: do not keep what it said."""
         feed = self._feeds.get(generation_id)
-        if feed is not None and feed.log.complete:
+        if feed is None or feed.log.complete:
             self.forget(generation_id)
 
     async def open(self, generation_id: str) -> Feed:
@@ -82,8 +114,8 @@ class Hub:
         Valkey is asked every time: a generation may have been deleted elsewhere, or have expired.
         """
         last = await self._store.last(generation_id)
-        feed = self._feeds.get(generation_id)
-        if feed is not None and generation_id not in self._followers and await self._is_ours(feed, last):
+        feed = self.wake(generation_id)
+        if feed is not None and generation_id in self._produced and await self._is_ours(feed, last):
             return feed
         if last is None and feed is not None and await self._may_come_back(feed):
             return feed  # its follower says when that has taken too long
@@ -132,12 +164,10 @@ class Hub:
 
     async def _load(self, generation_id: str) -> Feed:
         """A new feed, read from the log once for all who ask for it meanwhile."""
-        loading = self._loading.get(generation_id)
-        if loading is None:
-            loading = asyncio.create_task(self._load_new(generation_id))
-            self._loading[generation_id] = loading
-            loading.add_done_callback(lambda _: self._loading.pop(generation_id, None))
-        return await asyncio.shield(loading)
+        if generation_id not in self._loading:
+            self._loading[generation_id] = asyncio.create_task(self._load_new(generation_id))
+            self._loading[generation_id].add_done_callback(lambda _: self._loading.pop(generation_id, None))
+        return await asyncio.shield(self._loading[generation_id])
 
     async def _load_new(self, generation_id: str) -> Feed:
         feed = Feed(generation_id)
@@ -150,17 +180,21 @@ class Hub:
         if not feed.log:
             await follower.stop()
             raise GenerationNotFound(f"generation {generation_id!r} does not exist; it may have expired")
-        if generation_id in self._feeds:  # started here while it was being read
+        known = self.wake(generation_id)
+        if known is not None:  # started here while it was being read
             await follower.stop()
-            return self._feeds[generation_id]
+            return known
         self._feeds[generation_id] = feed
-        self._followers[generation_id] = follower
+        if not feed.log.complete:
+            self._followers[generation_id] = follower
         return feed
 
     def settle(self, feed: Feed) -> None:
         """A producer here is done with its feed: from now on it is like any other."""
         if self._feeds.get(feed.generation_id) is feed:
-            self._followers[feed.generation_id] = Follower(self._store, feed, patience_s=self._patience_s)
+            self._produced.discard(feed.generation_id)
+            if not feed.log.complete:
+                self._followers[feed.generation_id] = Follower(self._store, feed, patience_s=self._patience_s)
 
     async def find(self, feed: Feed, event_id: EventId) -> bool:
         """Whether an id names an event of the feed's log, or does so as soon as the log is repaired."""
@@ -188,27 +222,20 @@ class Hub:
                 if isinstance(result, BaseException) and not isinstance(result, StoreUnavailable):
                     raise result
 
-    def evict(self) -> None:
-        """Forget what nobody here watches or produces: live feeds soon, ended ones when memory is short."""
+    def tidy(self) -> None:
+        """Give up what nobody here watches or produces: a live feed soon; an ended one goes into the cache."""
         now = asyncio.get_running_loop().time()
-        followed = [self._feeds[name] for name in self._followers]
-        idle = [
-            feed
-            for feed in followed
-            if feed.idle_since is not None and now - feed.idle_since > _LINGER_S and not feed.in_use
-        ]
-        idle.sort(key=lambda feed: feed.idle_since or 0.0)
-        room = self._cache_bytes - sum(feed.size for feed in idle)
-        for feed in idle:
-            if room >= 0:
-                break
-            room += feed.size
-            feed.forget_segments()  # before a log that would have to be read again
-            room -= feed.size
-        for feed in idle:
-            if feed.invalid or feed.expired or not feed.log.complete or room < 0:
-                room += feed.size
+        for generation_id, feed in tuple(self._feeds.items()):
+            if generation_id in self._produced or feed.in_use:
+                continue
+            if feed.log.complete and not feed.invalid:
+                del self._feeds[generation_id]
+                self._unfollow(generation_id)
+                self._cache.put(feed)
+            elif feed.idle_since is not None and now - feed.idle_since > _LINGER_S:
                 self.drop(feed)
+        self._cache.forget_expired(now_ms())
+        self._memory.give_back()
 
     async def stop(self) -> None:
         """Stop following."""

@@ -94,7 +94,7 @@ class Node:
         """What needs no Valkey."""
         self._hub.keep_alive(self._settings.keepalive_s)
         self._chronicle.keep_alive(self._settings.keepalive_s)
-        self._hub.evict()
+        self._hub.tidy()
 
     def _reconnected(self) -> None:
         """Valkey was away: it may have lost whatever was not yet on disk, and leases have run out."""

@@ -60,12 +60,17 @@ class Outlet(asyncio.Protocol):
         self._transport = transport
         transport.set_protocol(self)
         transport.resume_reading()  # the server pauses it over a body that nobody reads
-        transport.set_write_buffer_limits(high=buffer_bytes)
+        transport.set_write_buffer_limits(high=buffer_bytes // 2)  # the rest is for the piece that passes it
 
     def write(self, data: bytes) -> None:
         """Hand bytes to the transport, which may tell at once that it is full."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def _write_behind(self, own: bytes, shared: bytes) -> None:
+        """The same in one write for two pieces, of which the second is not copied."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines((own, shared))
 
     def abort(self) -> None:
         """Cut the connection so that the reader sees that this was not the end."""

@@ -86,7 +86,6 @@ class Producer:
             max_pending_bytes=settings.max_pending_bytes,
             heal_window_s=settings.heal_window_s,
             outage_s=settings.store_outage_s,
-            on_outage=self._outlast,
         )
 
     @property
@@ -106,11 +105,14 @@ class Producer:
             await self._write()
         finally:
             self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+            await asyncio.wait([self._reading])
+            with contextlib.suppress(asyncio.CancelledError):
+                self._reading.exception()  # takes it out of the task; what it has passed through leads back to the task
+            self._reading = None
 
     async def _write(self) -> None:
         try:
-            await self._writer.run()
+            await self._writer.run(self._outlast)
         except Fenced:
             self._ending = True
             self.answered.set()

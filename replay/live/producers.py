@@ -62,7 +62,7 @@ class Producers:
         self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
         self._tasks: set[asyncio.Task[Any]] = set()
         self._abandon_from = 0.0  # loop time
-        hub.on_lag = self.lagging
+        hub.on_lag = self.check_one
 
     def __len__(self) -> int:
         return sum(not producer.feed.log.complete for producer in self._running.values())
@@ -202,7 +202,6 @@ class Producers:
             max_pending_bytes=settings.max_pending_bytes,
             heal_window_s=settings.heal_window_s,
             outage_s=settings.store_outage_s,
-            on_outage=lambda: None,
         )
         self._keeping.add(writer)
         try:
@@ -227,17 +226,17 @@ class Producers:
         if not await self._store.delete(generation_id, run=start.run, idempotency=start.idempotency):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.forget(generation_id)
-        self._chronicle.forget(generation_id)
+        self.deleted(generation_id)
 
     def deleted(self, generation_id: str) -> None:
         """A generation was deleted somewhere: do not keep what it said, or what happened to it."""
         self._hub.deleted(generation_id)
         self._chronicle.forget(generation_id)
+        self.check_one(generation_id)  # whoever stands ready to repair it finds that it is gone, and lets go of it
 
     def notified(self, generation_id: str, events: list[Event]) -> None:
         """Another node has appended to a generation of ours."""
-        producer = self._running.get(generation_id)
-        if producer is not None:
+        if producer := self._running.get(generation_id):
             producer.notified(events)
 
     # What has to be looked at from time to time.
@@ -250,11 +249,12 @@ class Producers:
         for writer in self._keeping:
             writer.check()
 
-    def lagging(self, generation_id: str) -> None:
-        """The log has gone on without its producer here."""
-        producer = self._running.get(generation_id)
-        if producer is not None:
+    def check_one(self, generation_id: str) -> None:
+        """A log has gone on without its producer here, or is gone: compare it."""
+        if producer := self._running.get(generation_id):
             producer.check()
+        for writer in (writer for writer in self._keeping if writer.generation_id == generation_id):
+            writer.check()
 
     async def look(self) -> None:
         """Compare the logs of silent producers: a notification may have been missed."""

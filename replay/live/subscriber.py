@@ -21,7 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from replay.live.counters import Counters
-from replay.live.feed import Channel, Feed
+from replay.live.feed import Feed
+from replay.live.framing import Channel
 from replay.live.outlet import Lent, Outlet
 
 log = logging.getLogger(__name__)
@@ -130,12 +131,14 @@ class Subscriber(Outlet):
             self._caught_up()
 
     def _send(self, data: bytes) -> None:
-        if data and self._preface:
-            data, self._preface = self.channel.framed(self._preface) + data, b""
         self._last_written = self._loop.time()
         if self._first_written is None:
             self._first_written = self._last_written
-        self.write(data)
+        if data and self._preface:
+            preface, self._preface = self.channel.framed(self._preface), b""
+            self._write_behind(preface, data)
+        else:
+            self.write(data)
 
     def _reach(self) -> int:
         """How far the pace lets it read now; sets the timer for the rest."""
@@ -199,7 +202,7 @@ class Subscriber(Outlet):
         super().pause_writing()
         if self._live:
             self._live = False
-            self._next = len(self._feed.log)  # what fills the transport ends here
+            self._next = self._feed.shown  # what fills the transport ends here
             self._feed.fall_behind(self)
 
     def drained(self) -> None:

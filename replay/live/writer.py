@@ -51,7 +51,6 @@ class Writer:
         max_pending_bytes: int,
         heal_window_s: float,
         outage_s: float,
-        on_outage: Callable[[], None],
     ) -> None:
         self._store = store
         self._feed = feed
@@ -60,7 +59,7 @@ class Writer:
         self._max_pending_bytes = max_pending_bytes
         self._heal_window_s = heal_window_s
         self._outage_s = outage_s
-        self._on_outage = on_outage  # called, more than once, when Valkey has been away for longer than that
+        self._on_outage: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Event] = deque()
         self._pending_bytes = 0
@@ -70,6 +69,11 @@ class Writer:
         self._began = self._renewed = self._settled = self._loop.time()
         self._down_since: float | None = None
         self._shown_in_s = 0.0  # how long the last batch took to be written to its readers
+
+    @property
+    def generation_id(self) -> str:
+        """Whose log it is."""
+        return self._feed.generation_id
 
     @property
     def last_id(self) -> EventId | None:
@@ -119,20 +123,27 @@ class Writer:
         """Whether a quarter of the ttl has passed since it was last set."""
         return self._loop.time() - self._renewed >= self._ttl_ms / 4000
 
-    async def run(self) -> None:
-        """Append until the end is acknowledged; raises Fenced."""
-        while not self._feed.log.complete:
-            await self._work.wait()
-            await self._settle_pending()
-            if self._shown_in_s > _LONG_S:
-                # Thousands of readers: as much time for everybody else, and then one write for what came meanwhile.
-                await asyncio.sleep(self._shown_in_s)
+    async def run(self, on_outage: Callable[[], None]) -> None:
+        """Append until the end is acknowledged; raises Fenced.
+
+        ``on_outage`` is called, more than once, when Valkey has been away for longer than `outage_s`.
+        """
+        self._on_outage = on_outage
+        try:
+            while not self._feed.log.complete:
+                await self._work.wait()
+                await self._settle_pending()
+                if self._shown_in_s > _LONG_S:
+                    # Thousands of readers: as much time for everybody else, and then one write for what came meanwhile.
+                    await asyncio.sleep(self._shown_in_s)
+        finally:
+            self._on_outage = None  # it is its owner's: the two, and their log, would live until the next collection
 
     async def keep(self) -> None:
-        """Stand ready to repair an ended log for a while; raises Fenced."""
+        """Stand ready to repair an ended log for a while, or until it expires; raises Fenced."""
         self._pending.clear()  # what somebody else's end has cut off
         self._pending_bytes = 0
-        deadline = self._loop.time() + self._heal_window_s
+        deadline = self._loop.time() + min(self._heal_window_s, self._ttl_ms / 1000)
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -208,7 +219,8 @@ class Writer:
             log.warning("append failed", extra={"generation": self._feed.generation_id, "reason": error.in_full})
         left = self._outage_s - self._away_for_s
         if left <= 0:
-            self._on_outage()
+            if self._on_outage is not None:
+                self._on_outage()
             left = _LONGEST_PAUSE_S
         pause = min(left, _LONGEST_PAUSE_S)
         if isinstance(error, StoreRefused):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from replay.model.event import TOKENS, WHOLES, Entry, Event, EventId
 
 _END = Entry.END[0]
 
 
-EVENT_OVERHEAD = 48  # bytes an event takes beside its entry: an object's header, a pointer, a time
+EVENT_OVERHEAD = 60  # bytes an event takes beside its entry: an object's header, rounded up, a pointer, a time
 
 
 class Hole(Exception):
@@ -74,6 +75,13 @@ class Log:
         """The events from ``start`` to before ``stop``."""
         for seq in range(start, len(self.entries) if stop is None else min(stop, len(self.entries))):
             yield Event(EventId(self.times[seq], seq), self.entries[seq])
+
+    def reach(self, start: int, stop: int, max_bytes: int) -> int:
+        """Where the events from ``start`` on end whose entries take so many bytes; at least one, before ``stop``."""
+        if stop - start == 1:
+            return stop
+        sizes = accumulate(map(len, self.entries[start - self.first : stop - self.first]))
+        return start + max(1, bisect_right(list(sizes), max_bytes))
 
     def since(self, ms: int) -> int:
         """The place of the first event at or after a time, unix ms."""

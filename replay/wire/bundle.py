@@ -73,14 +73,21 @@ def _stand_of(place: str) -> EventId | Stand | None:
     return None if match is None else EventId(int(match[1], 16), int(match[2], 16))
 
 
-def encode(recording: Recording, start: int, stop: int, cursor: Cursor, place: int) -> bytes:
-    """Events of one generation, each with the cursor behind it."""
+def encode(recording: Recording, start: int, cursor: Cursor, place: int, max_bytes: int) -> tuple[bytes, int]:
+    """Events of one generation from ``start`` on, each with the cursor behind it, and where they end.
+
+    They are as many as make ``max_bytes``, so that only the last of them passes it.
+    """
     name = b'{"generation_id":%b,' % json.dumps(recording.start.generation_id)
-    blocks = []
-    for event in recording.log.events(start, stop):
+    blocks: list[bytes] = []
+    size = 0
+    for event in recording.log.events(start):
+        if size >= max_bytes:
+            break
         cursor.move(place, event.id)
         blocks.append(_block(event, recording, name, bytes(cursor)))
-    return b"".join(blocks)
+        size += len(blocks[-1])
+    return b"".join(blocks), start + len(blocks)
 
 
 def _block(event: Event, recording: Recording, name: bytes, cursor: bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from replay.model.event import FILLED, FORMS, PIECES, WHOLES, Entry, Event, Kind
 from replay.model.generation import End, Start, Status
@@ -51,7 +51,14 @@ def decode_end(entry: bytes) -> End:
     return End(**{name: stored[name] for name in _END_FIELDS & stored.keys()} | {"status": Status(stored["status"])})
 
 
-V = TypeVar("V")
+class View(Protocol):
+    """Something that is made of a log and grows with it; it does not hold the log, which holds it."""
+
+    def read(self, recording: Recording) -> None:
+        """Take what the log has more."""
+
+
+V = TypeVar("V", bound=View)
 
 
 class Recording:
@@ -95,7 +102,8 @@ class Recording:
         return template.having([b"" if hole in template.growing else own for hole, own in enumerate(template.values)])
 
     def reach(self, start: int, stop: int, most_bytes: int) -> int:
-        """How far from ``start`` to encode at once, where each chunk repeats what has grown: about so many bytes."""
+        """How far from ``start`` to encode at once, about so many bytes; a chunk may repeat all that has grown."""
+        stop = self.log.reach(start, stop, most_bytes)
         templates = (self.template(start), self.template(stop - 1))
         sizes = [each.size for each in templates if isinstance(each, Form) and each.grows]
         return min(stop, start + max(1, most_bytes // max(sizes))) if sizes else stop
@@ -121,10 +129,11 @@ class Recording:
         return template.having(growth.before(seq - first))
 
     def view(self, kind: Callable[[Recording], V]) -> V:
-        """A further view of the log, made when first asked for, which grows with it."""
+        """A further view of the log, as far as it goes; made when first asked for."""
         if kind not in self._views:
             self._views[kind] = kind(self)
         found: V = self._views[kind]
+        found.read(self)
         return found
 
 

@@ -16,10 +16,12 @@ class ResponseView:
     """The events of a log, as far as it goes; made once for all who read it."""
 
     def __init__(self, recording: Recording) -> None:
-        log, start = recording.log, recording.start
-        self._recording = recording
+        start = recording.start
         self._responses = Responses(
-            start.generation_id, model=start.model, created_at=log.times[0] / 1000, request=start.response or {}
+            start.generation_id,
+            model=start.model,
+            created_at=recording.log.times[0] / 1000,
+            request=start.response or {},
         )
         self._blocks: list[bytes] = []  # by sequence number
         self._told: list[int] = []  # by place in the log: how many blocks there are up to there
@@ -27,12 +29,10 @@ class ResponseView:
     @property
     def response(self) -> dict[str, Any]:
         """The response object."""
-        self._read()
         return self._responses.response
 
     def between(self, start: int, stop: int) -> bytes:
         """What the entries from ``start`` to before ``stop`` give."""
-        self._read()
         first, last = (self._told[place - 1] if place else 0 for place in (start, stop))
         return b"".join(self._blocks[first:last])
 
@@ -41,26 +41,25 @@ class ResponseView:
 
         None where there is no such event yet.
         """
-        self._read()
         if number >= len(self._blocks):
             return None
         place = bisect_right(self._told, number) + 1
         return place, b"".join(self._blocks[number + 1 : self._told[place - 1]])
 
-    def _read(self) -> None:
-        log = self._recording.log
-        for event in log.events(len(self._told)):
-            for told in self._events_of(event):
+    def read(self, recording: Recording) -> None:
+        """Take what the log has more."""
+        for event in recording.log.events(len(self._told)):
+            for told in self._events_of(event, recording):
                 self._blocks.append(sse.block(told["type"].encode(), json.dumps(told)))
             self._told.append(len(self._blocks))
 
-    def _events_of(self, event: Event) -> list[dict[str, Any]]:
+    def _events_of(self, event: Event, recording: Recording) -> list[dict[str, Any]]:
         if event.kind is Kind.START:
             return self._responses.start()
         if event.kind is Kind.END:
             end = decode_end(event.entry)
             return self._responses.end(end.status, end.error, event.id.ms / 1000)
-        return self._responses.add(json.loads(chunk_of(event.entry, self._recording.template(event.id.seq))))
+        return self._responses.add(json.loads(chunk_of(event.entry, recording.template(event.id.seq))))
 
 
 def _encode(recording: Recording, start: int, stop: int) -> bytes:

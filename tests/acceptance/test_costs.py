@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import libvalkey
 import pytest
-from benchmarks.measuring import rss_bytes
+from benchmarks.measuring import cpu_s, rss_bytes
 from benchmarks.programs import Load, Subscribers, Upstream, get, paced
-from support.deadlines import within
+from support.deadlines import eventually, within
 from support.node import Node
 from support.valkey import ValkeyServer
 
@@ -218,3 +218,70 @@ async def test_idle_subscriber_takes_no_more_than_8_kb(node, model_server):
             grown = rss_bytes(node.pid) - before
 
     assert grown / many <= 8 * 1024
+
+
+# What is kept for whoever comes next.
+
+
+async def gauge(node: Node, name: str) -> float:
+    text = (await node.api.get("/metrics")).body.decode()
+    return next(float(line.split()[1]) for line in text.splitlines() if line.split()[0] == name)
+
+
+async def idle_cpu_s(node: Node, seconds: float) -> float:
+    """What a node uses that is left alone."""
+    before = cpu_s(node.pid)
+    await asyncio.sleep(seconds)
+    return cpu_s(node.pid) - before
+
+
+async def test_ended_generation_costs_the_memory_that_is_counted_and_nothing_by_the_clock(
+    wire, model_server, start_node
+):
+    node = await start_node(valkey_url=wire.url, upstream_url=model_server.url, heal_window_s=0)
+    many, seconds = 2000, 3.0
+
+    async def record(count: int) -> None:
+        recorded = await gauge(node, "replay_feeds") + count
+        for _ in range(count):
+            await node.api.start({"prompt": "Hi", "model": paced(0, 20)})
+
+        async def all_ended() -> bool:
+            ended = 'replay_generations_ended_total{status="completed"}'
+            return await gauge(node, ended) == await gauge(node, "replay_feeds") == recorded
+
+        await eventually("all to have ended", all_ended)
+
+    await model_server.go()
+    await record(200)  # what grows once has grown
+    await asyncio.sleep(1)
+    alone = await idle_cpu_s(node, seconds)
+    memory, counted = rss_bytes(node.pid), await gauge(node, "replay_feed_bytes")
+    await record(many)
+    await asyncio.sleep(1)
+    taken, counted = rss_bytes(node.pid) - memory, await gauge(node, "replay_feed_bytes") - counted
+
+    assert await idle_cpu_s(node, seconds) - alone <= 0.005 * seconds  # of a core: it was 0.02 for so many
+    assert 0.75 <= counted / taken <= 1.4
+
+
+async def test_memory_of_what_is_deleted_is_given_back_at_once(wire, upstream, start_node):
+    # given 180 MB in large events, which a node has recorded a moment ago
+    node = await start_node(valkey_url=wire.url, upstream_url=upstream.url)
+    before, ids = rss_bytes(node.pid), []
+    for _ in range(6):
+        ids.append((await node.api.start())["id"])
+        call = await upstream.called()
+        for _ in range(200):
+            await call.say("x" * 150_000)
+        await call.finish()
+        await node.api.ended(ids[-1])
+    assert rss_bytes(node.pid) - before > 150 << 20
+
+    for id in ids:
+        assert (await node.api.delete(f"/generations/{id}")).status == 204
+
+    async def left() -> int:
+        return rss_bytes(node.pid) - before
+
+    await eventually("what is deleted to be gone", left, lambda grown: grown < 30 << 20, seconds=3)

@@ -1,6 +1,6 @@
 """Who waits, who comes late and who comes back: memory of the idle, replays, storms, and the first token.
 
-    python -m tests.benchmarks [--quick] idle_memory late_joiners disturbance storms first_tokens
+    python -m tests.benchmarks [--quick] idle_memory idle_cached late_joiners disturbance storms first_tokens
 
 Where a generation has to be live but quiet, its model server holds it, or is stopped (SIGSTOP) when it has said enough.
 A node that has never seen a generation is a second one on the same Valkey.
@@ -24,7 +24,7 @@ from typing import Any
 from support.api import Api
 
 from tests.benchmarks.fanout import PER_SECOND
-from tests.benchmarks.measuring import Figure, cpu_of, peak_bytes, rss_bytes, spent, table
+from tests.benchmarks.measuring import Figure, cpu_of, cpu_s, peak_bytes, rss_bytes, spent, table
 from tests.benchmarks.peers import AioHttp, DurableStreams, Missing, Nchan, NchanRedis, Peer, ResumableStream
 from tests.benchmarks.peers.peer import http_request
 from tests.benchmarks.programs import Load, LoadMark, Subscribers, get, paced, post
@@ -41,6 +41,7 @@ class Size:
     repeats: int
     idle: int  # subscribers who wait
     idle_peers: Sequence[Callable[[], Side]]
+    cached: int  # ended generations that nobody asks for
     joiners: int  # who are given a whole generation that the node has in memory
     cold: int  # generations that it has not
     window_s: float
@@ -150,6 +151,35 @@ async def idle_memory(size: Size) -> None:
             rows.append([name, f"missing: {missing}", "", ""])
     print("Memory of an idle subscriber: growth of resident memory, without the kernel's. Mark: at most 8 KiB\n")
     print(table(("side", "subscribers", "KiB each", "of that"), rows), flush=True)
+
+
+# What is kept for whoever comes next.
+
+_CACHED_TOKENS = 20
+_CACHED_WINDOW_S = 4.0
+
+
+async def _idle_cpu(pid: int) -> float:
+    """CPU seconds a second of a process that is left alone."""
+    before, began = cpu_s(pid), time.monotonic()
+    await asyncio.sleep(_CACHED_WINDOW_S)
+    return (cpu_s(pid) - before) / (time.monotonic() - began)
+
+
+async def idle_cached(size: Size) -> None:
+    """What ended generations cost that a node keeps in memory and nobody asks for."""
+    rows = []
+    async with Replay(heal_window_s=0) as side:
+        await recorded(side.api, 50, _CACHED_TOKENS + _BESIDE_TOKENS)  # what grows once has grown
+        before = await _settled(side.pids)
+        for more in (0, size.cached):
+            await side.generate(more, paced(0, _CACHED_TOKENS))
+            after = await _settled(side.pids)
+            grown = after["node"] - before["node"]
+            cpu = await _idle_cpu(side.node.pid)
+            rows.append([f"{more:,}", f"{100 * cpu:.2f} %", f"{grown / more / 1024:.1f}" if more else ""])
+    print(f"Ended generations of {_CACHED_TOKENS + _BESIDE_TOKENS} events that are only cached. Mark: no more CPU\n")
+    print(table(("cached", "of a core, idle", "KiB each"), rows), flush=True)
 
 
 # Late joiners.
@@ -516,12 +546,13 @@ async def first_tokens(size: Size) -> None:
     print(table(("who is asked", "p50 ms", "more, ms", "but for waiting for a core", "p99 ms"), rows), flush=True)
 
 
-TABLES = (idle_memory, late_joiners, disturbance, storms, first_tokens)
+TABLES = (idle_memory, idle_cached, late_joiners, disturbance, storms, first_tokens)
 _MEMORY_PEERS = tuple(map(_foreign, (Nchan, NchanRedis, AioHttp, Parked)))
 FULL = Size(
     repeats=3,
     idle=10_000,
     idle_peers=_MEMORY_PEERS,
+    cached=20_000,
     joiners=100,
     cold=10,
     window_s=4,
@@ -532,6 +563,7 @@ QUICK = Size(
     repeats=1,
     idle=2000,
     idle_peers=_MEMORY_PEERS[:2],
+    cached=5000,
     joiners=30,
     cold=4,
     window_s=2,

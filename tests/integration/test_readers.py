@@ -190,6 +190,43 @@ async def test_stalled_readers_do_not_grow_the_node(make_node, upstream):
         assert await metric(node.api, "replay_subscribers") == 40
 
 
+@pytest.mark.parametrize("face", ["", "lines", "format=openai", "resumed", "many"])
+async def test_a_reader_that_reads_nothing_holds_no_more_than_its_buffer_and_an_event(make_node, upstream, face):
+    # given a generation of 30 MB in events of 150 kB
+    node = await make_node(write_deadline_s=60, heal_window_s=0)
+    id = (await node.api.start())["id"]
+    call = await upstream.called()
+    for _ in range(200):
+        await call.say("x" * 150_000)
+    await call.finish()
+    second = (await node.api.log(id))[1].last_event_id
+    before = rss_bytes(node.pid)
+
+    # when many ask for it and read nothing
+    urls = {"many": f"{node.url}/events?generation={id}", "resumed": node.api.events_url(id, after=second)}
+    url = urls.get(face) or node.api.events_url(id) + (f"?{face}" if "=" in face else "")
+    accept = {"Accept": "application/x-ndjson"} if face == "lines" else {}
+    readers = [await read(url, receive_buffer=4096, **accept) for _ in range(20)]
+    for reader in readers:
+        await reader.has(b" 200 ")
+        reader.stop_reading()
+
+    async def subscribers() -> float:
+        return await metric(node.api, "replay_subscribers")
+
+    await eventually("the readers", subscribers, lambda count: count == len(readers))
+
+    # then each costs little: what was made for one of them is everybody's
+    assert rss_bytes(node.pid) - before < len(readers) * (65_536 + 160_000) + (4 << 20)
+    # and has everything when it reads on
+    readers[0].go_on_reading()
+    await readers[0].ended()
+    assert readers[0].clean
+    assert readers[0].body.count(b"x" * 150_000) == 200 - (face == "resumed")
+    for reader in readers:
+        reader.transport.abort()
+
+
 async def test_a_stalled_reader_is_cut_when_its_deadline_has_passed(make_node, upstream):
     # given a reader that stops reading, and one that goes on
     node = await make_node(write_deadline_s=1)

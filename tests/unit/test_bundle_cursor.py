@@ -170,9 +170,13 @@ def test_every_event_is_the_generations_own_and_its_id_is_where_every_reader_sta
     while left:
         place = data.draw(st.sampled_from(sorted(left)))
         recording, start = recordings[place], left[place]
-        stop = min(len(recording.log), start + data.draw(st.integers(1, 4)))
+        max_bytes = data.draw(st.integers(1, 600))
         # when
-        body += encode(recording, start, stop, cursor, place)
+        blocks, stop = encode(recording, start, cursor, place, max_bytes)
+        # then there is at least one, and no more than reach that size
+        assert blocks.rindex(b"id: ") < max_bytes or stop == start + 1
+        assert len(blocks) >= max_bytes or stop == len(recording.log)
+        body += blocks
         for message, event in zip(
             messages(SSE.encode(recording, start, stop)), recording.log.events(start, stop), strict=True
         ):

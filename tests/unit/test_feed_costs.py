@@ -1,4 +1,4 @@
-"""How often a feed encodes, counted: once for each face, however many read."""
+"""How often a feed encodes, counted: once for each face, however many read; and how much it writes at once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from dataclasses import replace
 
 import pytest
 from chunk_streams import START, STARTED_MS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from replay.live.feed import SEGMENT, Channel, Feed
+from replay.live.feed import Feed
+from replay.live.framing import SEGMENT, Channel
 from replay.model.event import Entry, number
+from replay.model.tail import Tail
 from replay.wire.events import NDJSON, SSE, Face, Recording, encode_start
+from replay.wire.feed import FEED
 
 BATCHES = (1, 1, 5, 1, 3, 1)  # events that were acknowledged together
 
@@ -112,3 +117,88 @@ async def test_late_joiners_share_what_was_encoded_for_the_first_of_them():
     assert sse.by_place == Counter(range(3 * SEGMENT))
     assert len(read) == 20 * 3
     assert len({id(data) for data in read}) == 3
+
+
+# Pieces.
+
+
+@given(
+    sizes=st.lists(st.sampled_from([1, 30, 900, 5000]), min_size=1, max_size=3 * SEGMENT),
+    piece_bytes=st.sampled_from([1, 512, 4096]),
+    starts=st.lists(st.floats(0, 1), max_size=6),
+)
+@settings(max_examples=50, deadline=None)
+async def test_pieces_are_whole_events_and_no_larger_than_they_may_be_unless_it_is_one(sizes, piece_bytes, starts):
+    # given a log of small and large events, and readers who begin anywhere
+    feed, channel = begun(), Channel(SSE, chunked=False, piece_bytes=piece_bytes)
+    feed.extend(number([b"t" + b"x" * size for size in sizes], after=feed.log.last_id, now_ms=STARTED_MS))
+    length = len(feed.log)
+    for start in (0, *(int(part * length) for part in starts), 0):
+        # when
+        place, pieces = start, []
+        while place < length:
+            before = place
+            data, place = feed.segment(channel, place, length)
+            pieces.append(data)
+            # then
+            assert len(data) <= piece_bytes or place == before + 1
+        assert b"".join(pieces) == SSE.encode(feed.recording, start, length)
+
+
+async def test_late_joiners_share_pieces_that_are_cut_by_their_size_too():
+    feed, sse = begun(), Encodes(SSE)
+    channel = Channel(sse.face, chunked=True, piece_bytes=1000)
+    feed.extend(number([b"t" + b"x" * 900] * (2 * SEGMENT - 2), after=feed.log.last_id, now_ms=STARTED_MS))
+
+    read = []
+    for start in (*[0] * 20, 100, SEGMENT):
+        place = start
+        while place < len(feed.log):
+            data, place = feed.segment(channel, place, len(feed.log))
+            read.append(id(data))
+
+    assert sse.by_place.total() <= len(feed.log) + 5  # the first were tried together
+    assert len(set(read)) <= 2 * SEGMENT
+
+
+class Slow(Reader):
+    """Takes no more than one write."""
+
+    def __init__(self, channel: Channel, feed: Feed) -> None:
+        super().__init__(channel)
+        self.feed = feed
+        self.place: int | None = None
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        self.feed.fall_behind(self)
+        self.place = self.feed.shown
+
+
+async def test_live_reader_whom_a_part_of_a_batch_has_filled_gets_no_more_and_knows_where_it_was_cut_off():
+    feed, channel = begun(), Channel(SSE, chunked=False, piece_bytes=1000)
+    known, slow, fast = len(feed.log), Slow(channel, feed), Reader(channel)
+    for reader in (slow, fast):
+        feed.add(reader)
+        feed.go_live(reader)
+
+    feed.extend(number([b"t" + b"x" * 300] * 10, after=feed.log.last_id, now_ms=STARTED_MS))
+
+    whole = SSE.encode(feed.recording, known, len(feed.log))
+    assert b"".join(fast.taken) == whole
+    assert all(len(data) <= 1000 for data in fast.taken)
+    assert slow.taken == fast.taken[:1]
+    assert slow.place is not None
+    assert b"".join(slow.taken) + SSE.encode(feed.recording, slow.place, len(feed.log)) == whole
+
+
+async def test_segments_of_a_log_that_loses_its_beginning_are_lost_with_it():
+    feed = Feed("chronicle", Tail(SEGMENT))
+    channel = Channel(FEED, chunked=True)
+    for _ in range(20):
+        feed.extend(number([b'lcreated {"type":"created"}'] * SEGMENT, after=feed.log.last_id, now_ms=STARTED_MS))
+        place = feed.log.first
+        while place < len(feed.log):
+            _, place = feed.segment(channel, place, len(feed.log))
+
+    assert feed.size - Feed("empty").size < 5 * len(FEED.encode(feed.recording, len(feed.log) - SEGMENT, len(feed.log)))

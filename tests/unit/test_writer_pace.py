@@ -40,8 +40,8 @@ async def batches_of(takes_s: float) -> list[int]:
     feed.log.extend([(EventId(1, 0), encode_start(start))])
     feed.takes_s = takes_s
     options = {"ttl_ms": 60_000, "max_pending_bytes": 1 << 20, "heal_window_s": 1, "outage_s": 1}
-    writer = Writer(store, feed, Counters(), **options, on_outage=lambda: None)
-    running = asyncio.create_task(writer.run())
+    writer = Writer(store, feed, Counters(), **options)
+    running = asyncio.create_task(writer.run(on_outage=lambda: None))
     for _ in range(10):
         writer.put(b"Dx")
         await asyncio.sleep(0.002)

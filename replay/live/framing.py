@@ -1,0 +1,85 @@
+"""A log's events as they stand on the wire, cut into pieces that a reader can take at once.
+
+A piece is whole events, as many as its channel allows, or a single one that is larger. Late joiners get segments, which
+are pieces that were framed once for all of them: they begin at every `SEGMENT`th event, and where one ends that holds
+no more. Whoever begins elsewhere joins the others within `SEGMENT` events.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from replay.wire.events import Face, Recording
+
+SEGMENT = 256  # events, at most, that are framed together
+_OVERHEAD = 256  # bytes that a segment takes beside its frames
+
+
+class Channel(NamedTuple):
+    """Whose bytes are the same: one face, in one framing, in pieces of one size."""
+
+    face: Face
+    chunked: bool  # HTTP/1.1's transfer coding; HTTP/1.0 has none
+    piece_bytes: int = 32 << 10
+
+    def framed(self, data: bytes) -> bytes:
+        """The bytes as they stand on the wire."""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+
+
+def frame(recording: Recording, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
+    """A piece of the events from ``start`` to before ``stop``, and the place behind it."""
+    most = channel.piece_bytes
+    end = recording.reach(start, stop, most)
+    data = channel.face.encode(recording, start, end)
+    while len(data) > most and end - start > 1:  # a frame is larger than its entry
+        end = start + max(1, (end - start) * most // len(data))
+        data = channel.face.encode(recording, start, end)
+    return channel.framed(data) if data else b"", end
+
+
+class _Segment(NamedTuple):
+    data: bytes
+    end: int  # the place behind it
+    cut: bool  # whether a piece holds no more
+
+    def serves(self, stop: int) -> bool:
+        """Whether it is what a reader gets who may read to before ``stop``."""
+        return self.end == stop or (self.cut and self.end < stop)
+
+
+class Segments:
+    """The segments of one log, as far as somebody has asked for them."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Channel, int], _Segment] = {}  # by beginning
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory they take."""
+        return sum(len(segment.data) + _OVERHEAD for segment in self._kept.values())
+
+    def piece(self, recording: Recording, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
+        """What `frame` gives, or a part of it, framed for all who come by."""
+        stop = min((start // SEGMENT + 1) * SEGMENT, stop)
+        segment = self._kept.get((channel, start))
+        if segment is None and start % SEGMENT:
+            return frame(recording, channel, start, stop)
+        if segment is None or not segment.serves(stop):  # the last one grows
+            segment = self._frame(recording, channel, start, stop)
+        return segment.data, segment.end
+
+    def _frame(self, recording: Recording, channel: Channel, start: int, stop: int) -> _Segment:
+        for key in [key for key in self._kept if key[1] < recording.log.first]:
+            del self._kept[key]
+        data, end = frame(recording, channel, start, stop)
+        segment = self._kept[channel, start] = _Segment(data, end, cut=end < stop)
+        if segment.cut:
+            self._kept.setdefault((channel, end), _Segment(b"", end, cut=False))  # here the next one begins
+        return segment
+
+    def clear(self) -> None:
+        """Frame again what is asked for from now on."""
+        self._kept.clear()
