@@ -80,7 +80,7 @@ class App:
         origins = Origins(settings)
         alone = settings.valkey_url is None
         url = settings.valkey_url or await self._start_embedded()
-        store = ValkeyStore(url, timeout_s=settings.store_timeout_s)
+        store = ValkeyStore(url, timeout_s=settings.store_timeout_s, key_prefix=settings.key_prefix)
         await store.start(_CONNECT_PATIENCE_S)
         parts.push_async_callback(store.stop)
 
