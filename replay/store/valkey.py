@@ -317,6 +317,12 @@ class ValkeyStore(NodeCalls):
         found: dict[str, Any] = value if bound is None else json.loads(bound)
         return found
 
+    async def claimed(self, key: str) -> dict[str, Any] | None:
+        """What an idempotency key is bound to."""
+        bound = await self._reads.ask("GET", self._keys.claim(key))
+        found: dict[str, Any] | None = None if bound is None else json.loads(bound)
+        return found
+
     async def release(self, key: str) -> None:
         """Unbind an idempotency key."""
         await self._appends.call("DEL", self._keys.claim(key))
