@@ -55,6 +55,7 @@ from replay.upstream.transport import Transport
 log = logging.getLogger(__name__)
 
 _CONNECT_PATIENCE_S = 10.0  # a Valkey that starts beside the node takes a moment
+_REPAIRED_WITHIN_S = 7.0  # a producer compares a silent log every five, and then puts back what Valkey has lost of it
 _BACKLOG = 4096  # a whole room of readers may come back at once; the kernel may allow less
 
 
@@ -80,16 +81,17 @@ class App:
         origins = Origins(settings)
         alone = settings.valkey_url is None
         url = settings.valkey_url or await self._start_embedded()
-        store = ValkeyStore(url, timeout_s=settings.store_timeout_s)
+        store = ValkeyStore(url, timeout_s=settings.store_timeout_s, key_prefix=settings.key_prefix)
         await store.start(_CONNECT_PATIENCE_S)
         parts.push_async_callback(store.stop)
 
         upstream = build_upstream(settings)
         parts.push_async_callback(upstream.close)
         counters = Counters()
-        self.hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=2 * settings.lease_s)
+        patience_s = max(2 * settings.lease_s, _REPAIRED_WITHIN_S)
+        self.hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=patience_s)
         parts.push_async_callback(self.hub.stop)
-        chronicle = Chronicle(store, patience_s=2 * settings.lease_s)
+        chronicle = Chronicle(store, patience_s=patience_s)
         chronicle.start()
         parts.push_async_callback(chronicle.stop)
         self.producers = Producers(

@@ -29,13 +29,13 @@ def _setting(
     least: float | None = None,
     most: float = sys.maxsize,
     choices: Sequence[str] = (),
-    each: str = "",
+    shape: str = "",
 ) -> Any:
     """A setting; a secret has no flag, since every user of a machine can read its process list.
 
-    ``each`` is the expression that every member of a list has to match.
+    ``shape`` is the expression that it, or each member of a list, has to match.
     """
-    limits = {"least": least, "most": most, "choices": choices, "each": each}
+    limits = {"least": least, "most": most, "choices": choices, "shape": shape}
     return field(default=default, metadata={"help": help, "secret": secret, **limits})
 
 
@@ -49,18 +49,23 @@ class Settings:
         (),
         "names, `*.example.com` or `*`, that may stand in `Host` beside --host and loopback's; on loopback always, "
         "elsewhere once one is named here. Any other may be that of a page which had its own name mean this machine",
-        each=r"\*|(\*\.)?[\w.:-]+",
+        shape=r"\*|(\*\.)?[\w.:-]+",
     )
     cors_origins: tuple[str, ...] = _setting(
         (),
         "origins whose pages may call from browsers, such as https://app.example.com, or `*`; without it only the "
         "service's own",
-        each=r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+",
+        shape=r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+",
     )
     workers: int = _setting(1, "processes that share the port and the Valkey; one keeps at most one core busy", least=1)
 
     valkey_url: str | None = _setting(
         None, "valkey://, valkeys:// (TLS) or unix:// URL of a Valkey 8.0 or newer; without one the node starts its own"
+    )
+    key_prefix: str = _setting(
+        "replay:",
+        "what the names of all keys and channels begin with; services that share a Valkey have one each",
+        shape=r"[\w.:-]+",
     )
     data_dir: Path = _setting(Path("replay-data"), "where the node's own Valkey keeps its append-only file")
     embedded_fsync: str = _setting(
@@ -177,8 +182,9 @@ class Settings:
             choices = setting.metadata["choices"]
             if choices and value not in choices:
                 raise InvalidSetting(f"{flag(setting)}: expected {' or '.join(choices)}, got {value!r}")
-            each = setting.metadata["each"]
-            wrong = next((member for member in value if not re.fullmatch(each, member)), None) if each else None
+            members = (value,) if isinstance(value, str) else value
+            shape = setting.metadata["shape"]
+            wrong = next((member for member in members if not re.fullmatch(shape, member)), None) if shape else None
             if wrong is not None:
                 raise InvalidSetting(f"{flag(setting)}: expected {setting.metadata['help']}; got {wrong!r}")
 

@@ -47,7 +47,9 @@ class Orphans:
 
     async def sweep(self) -> None:
         """End what is orphaned."""
-        live = await self._store.live()
+        # The list may have been lost; whoever is read here is looked after all the same.
+        read = {feed.generation_id: feed.start.node for feed in self._hub if feed.log and not feed.log.complete}
+        live = read | await self._store.live()
         if not live:
             return
         alive = {self._node} | await self._alive(set(live.values()))

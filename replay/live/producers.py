@@ -16,6 +16,7 @@ from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.lives import Lives
 from replay.live.producer import Producer
+from replay.live.repair import list_again
 from replay.live.writer import Fenced, Writer
 from replay.model.event import Event
 from replay.model.generation import Status
@@ -271,7 +272,7 @@ class Producers:
         feeds = [producer.feed for producer in self._running.values() if not producer.feed.invalid]
         there = [feed for feed in feeds if not await self._was_deleted(feed)]
         for feed in there:
-            await self._store.register(feed.generation_id, node=self._node, created_ms=feed.log.times[0])
+            await list_again(self._store, feed)
         await self.lives.begin_again(there)
 
     async def _was_deleted(self, feed: Feed) -> bool:

@@ -1,5 +1,7 @@
 """Brings a log that Valkey has shortened (crash without fsync, failover) back to what this node knows of it.
 
+With it come back the lists and the claim that lead to it.
+
 Whatever is appended again keeps its id, so every reader's cursor stays valid. Any node may do it: who comes second
 is told that the events stand there already.
 """
@@ -43,7 +45,17 @@ async def append_again(store: EventStore, feed: Feed, last: Event | None, counte
             break  # it has changed again; the next append finds out how
         place += len(events)
         counters.healed += len(events)
+    await list_again(store, feed)
     return True
+
+
+async def list_again(store: EventStore, feed: Feed) -> None:
+    """Put back what leads to a log: what has taken a part of that may have taken this, too; raises StoreUnavailable."""
+    start = feed.start
+    await store.register(feed.generation_id, node=start.node, created_ms=feed.log.times[0])
+    if start.idempotency is not None and start.fingerprint is not None:
+        claim = {"id": feed.generation_id, "body": start.fingerprint}
+        await store.claim(start.idempotency, claim, ttl_s=max(1, start.ttl_ms // 1000))
 
 
 def batch_length(entries: list[bytes]) -> int:

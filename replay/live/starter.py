@@ -93,7 +93,7 @@ class Starter:
             chosen = order.generation_id
             if chosen is not None and (self._producers.live(chosen) or await self._store.last(chosen) is not None):
                 raise GenerationExists(f"generation {chosen!r} exists")
-            return await self._create(order, chosen or new_generation_id(), None)
+            return await self._create(order, chosen or new_generation_id())
         return await self._start_once(order, order.idempotency_key)
 
     async def _start_once(self, order: Order, key: str) -> Started:
@@ -103,6 +103,8 @@ class Starter:
             "id": order.generation_id or new_generation_id(),
             "body": _fingerprint(order),
         }
+        if self._hub.healing and await self._store.claimed(claim) is None:
+            raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
         claimed = await self._store.claim(claim, wanted, ttl_s=self._settings.idempotency_ttl_s)
         if claimed["body"] != wanted["body"]:
             raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
@@ -114,7 +116,7 @@ class Starter:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
         if last is None:
             try:
-                return await self._create(order, claimed["id"], claim)
+                return await self._create(order, claimed["id"], claim=claim, fingerprint=wanted["body"])
             except GenerationExists:
                 pass  # another call with the same key was faster
         feed = await self._hub.open(claimed["id"])
@@ -124,7 +126,9 @@ class Starter:
             await self._store.release(claim)
         raise GenerationExists(f"generation {claimed['id']!r} exists")
 
-    async def _create(self, order: Order, generation_id: str, claim: str | None) -> Started:
+    async def _create(
+        self, order: Order, generation_id: str, *, claim: str | None = None, fingerprint: str | None = None
+    ) -> Started:
         model = order.request.get("model") or await self._upstream.default_model(order.credentials)
         asked = order.request if order.prepare is None else await order.prepare(order.request)
         request = asked | {"model": model}
@@ -138,6 +142,7 @@ class Starter:
             metadata=order.metadata,
             notice=self._upstream.notice(model),
             idempotency=claim,
+            fingerprint=fingerprint,
             api=order.api,
             response=order.response,
         )

@@ -60,6 +60,7 @@ class Start:
     metadata: dict[str, Any] | None = None
     notice: str | None = None  # what a reader should be told of the upstream, as that it is a demonstration
     idempotency: str | None = None  # the claim this generation was started under
+    fingerprint: str | None = None  # of the request, where there is a claim: what the claim was for
     api: str | None = None  # the call of OpenAI's API that it answers; None: it was started at /generations
     response: dict[str, Any] | None = None  # what a response repeats of its request
 

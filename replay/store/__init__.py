@@ -178,6 +178,9 @@ class EventStore(Protocol):
     async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
         """Bind an idempotency key to a value for some time; returns the value it is bound to."""
 
+    async def claimed(self, key: str) -> dict[str, Any] | None:
+        """The value an idempotency key is bound to; None where it is not."""
+
     async def release(self, key: str) -> None:
         """Unbind an idempotency key."""
 

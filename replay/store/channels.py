@@ -8,14 +8,16 @@ from typing import Any
 
 from replay.errors import StoreUnavailable
 from replay.model.event import Event
-from replay.store import Listener, keys
+from replay.store import Listener
 from replay.store.connection import Address, Link
+from replay.store.keys import NUL, Keys, unpack
 
 
 class Channels:
     """Subscriptions that are made again whenever the connection is."""
 
-    def __init__(self, address: Address, *, timeout_s: float) -> None:
+    def __init__(self, address: Address, keys: Keys, *, timeout_s: float) -> None:
+        self._keys = keys
         self.on_missed: list[Callable[[], None]] = []
         self.link = Link(
             address, name="channels", timeout_s=timeout_s, on_up=self._subscribe_again, on_push=self._pushed
@@ -29,7 +31,7 @@ class Channels:
 
     async def listen(self, generation_id: str, listener: Listener) -> None:
         """Hear of every append from now on; returns when Valkey has confirmed it."""
-        channel = keys.channel_of(generation_id)
+        channel = self._keys.channel(generation_id)
         self._listeners[channel] = listener
         await self.link.ready()
         await self._subscribe(channel)
@@ -46,14 +48,14 @@ class Channels:
 
     def unlisten(self, generation_id: str) -> None:
         """Hear no more of it."""
-        channel = keys.channel_of(generation_id)
+        channel = self._keys.channel(generation_id)
         if self._listeners.pop(channel, None) is not None:
             self.link.push("SUNSUBSCRIBE", channel)
 
     def _subscribe_again(self) -> None:
         # One confirmation comes for each channel now, whatever was asked for on the connection that is lost.
         earlier, self._confirmations = self._confirmations, {}
-        for channel in (*self._listeners, *((self._own_channel, keys.DELETED) if self._own_channel else ())):
+        for channel in (*self._listeners, *((self._own_channel, self._keys.deleted) if self._own_channel else ())):
             self.link.push("SSUBSCRIBE", channel)
             if channel in earlier:
                 self._confirmations[channel] = earlier[channel][-1:]
@@ -90,14 +92,14 @@ class Channels:
 
     def _message(self, channel: bytes, listener: Listener | None, message: bytes) -> None:
         if channel == self._own_channel and self._notified is not None:
-            generation_id, _, batch = message.partition(keys.NUL)
-            self._notified(generation_id.decode(), keys.unpack(batch))
-        elif channel == keys.DELETED and self._deleted is not None:
+            generation_id, _, batch = message.partition(NUL)
+            self._notified(generation_id.decode(), unpack(batch))
+        elif channel == self._keys.deleted and self._deleted is not None:
             self._deleted(message.decode())
         elif listener is None:
             return
         elif message:
-            listener.heard(keys.unpack(message))
+            listener.heard(unpack(message))
         else:
             listener.deleted()
 
@@ -106,6 +108,6 @@ class Channels:
     ) -> None:
         """Receive a node's notifications, and hear of deletions."""
         self._notified, self._deleted = notified, deleted
-        self._own_channel = keys.node_channel(node)
-        for channel in (self._own_channel, keys.DELETED):
+        self._own_channel = self._keys.node_channel(node)
+        for channel in (self._own_channel, self._keys.deleted):
             await self._subscribe(channel)

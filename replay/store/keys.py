@@ -1,4 +1,4 @@
-"""The names of all keys, and the forms of what stands in them.
+"""The names of all keys, and the forms of what stands in them. `replay:` is the default prefix.
 
 | key | type | meaning |
 |---|---|---|
@@ -29,51 +29,54 @@ from replay.model.event import Event, EventId
 from replay.store import Row
 
 NUL = b"\0"
-LIVE = "replay:live"
-RECENT = "replay:recent"
-NODES = "replay:nodes"
-DELETED = b"replay:deleted"
 LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl
 
 
-def events_key(generation_id: str) -> str:
-    """A generation's log."""
-    return f"replay:{{{generation_id}}}:events"
+class Keys:
+    """The names under one prefix in one database.
 
+    Valkey's channels are those of all its databases, so the name of one has its database's number, where that is not 0.
+    """
 
-def request_key(generation_id: str) -> str:
-    """What the upstream was asked."""
-    return f"replay:{{{generation_id}}}:request"
+    def __init__(self, prefix: str, database: int) -> None:
+        self._prefix = prefix
+        self._suffix = f":{database}" if database else ""
+        self.live = f"{prefix}live"
+        self.recent = f"{prefix}recent"
+        self.nodes = f"{prefix}nodes"
+        self.deleted = f"{prefix}deleted{self._suffix}".encode()
 
+    def events(self, generation_id: str) -> str:
+        """A generation's log."""
+        return f"{self._prefix}{{{generation_id}}}:events"
 
-def channel_of(generation_id: str) -> bytes:
-    """Where a generation's batches are published."""
-    return b"replay:{%b}" % generation_id.encode()
+    def request(self, generation_id: str) -> str:
+        """What the upstream was asked."""
+        return f"{self._prefix}{{{generation_id}}}:request"
 
+    def channel(self, generation_id: str) -> bytes:
+        """Where a generation's batches are published."""
+        return f"{self._prefix}{{{generation_id}}}{self._suffix}".encode()
 
-def node_key(node: str) -> str:
-    """A node's lease."""
-    return f"replay:node:{node}"
+    def node(self, node: str) -> str:
+        """A node's lease."""
+        return f"{self._prefix}node:{node}"
 
+    def watching(self, node: str) -> str:
+        """Who reads what on a node."""
+        return f"{self._prefix}node:{node}:watching"
 
-def watching_key(node: str) -> str:
-    """Who reads what on a node."""
-    return f"replay:node:{node}:watching"
+    def node_channel(self, node: str) -> bytes:
+        """Where a node is notified."""
+        return f"{self._prefix}node:{node}{self._suffix}".encode()
 
+    def claim(self, key: str) -> str:
+        """What an idempotency key, which is a hash here, was used for."""
+        return f"{self._prefix}idempotency:{key}"
 
-def claim_key(key: str) -> str:
-    """What an idempotency key, which is a hash here, was used for."""
-    return f"replay:idempotency:{key}"
-
-
-def node_channel(node: str) -> bytes:
-    """Where a node is notified."""
-    return b"replay:node:%b" % node.encode()
-
-
-def tombstone(generation_id: str, run: str) -> str:
-    """The note that a run is over; hashed, so that after that nothing names the generation any more."""
-    return "replay:over:" + hashlib.sha256(f"{generation_id} {run}".encode()).hexdigest()
+    def tombstone(self, generation_id: str, run: str) -> str:
+        """The note that a run is over; hashed, so that after that nothing names the generation any more."""
+        return f"{self._prefix}over:" + hashlib.sha256(f"{generation_id} {run}".encode()).hexdigest()
 
 
 def parse_event_id(raw: bytes) -> EventId:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from replay.store import keys
 from replay.store.connection import Link, at_once
+from replay.store.keys import Keys
 
 _FORGOTTEN_MS = 86_400_000  # a node that has not renewed its lease for a day
 
@@ -14,6 +15,7 @@ _FORGOTTEN_MS = 86_400_000  # a node that has not renewed its lease for a day
 class NodeCalls:
     """The part of a ValkeyStore that is about nodes."""
 
+    _keys: Keys
     _reads: Link
 
     async def renew_lease(self, node: str, lease_ms: int) -> bool:
@@ -23,13 +25,13 @@ class NodeCalls:
         seconds, _ = await call("TIME")  # one clock for all nodes
         now_ms = int(seconds) * 1000
         _, watched, _ = await asyncio.gather(
-            call("SET", keys.node_key(node), "1", "PX", lease_ms),
-            call("PEXPIRE", keys.watching_key(node), lease_ms),
+            call("SET", self._keys.node(node), "1", "PX", lease_ms),
+            call("PEXPIRE", self._keys.watching(node), lease_ms),
             at_once(
                 self._reads,
-                ("ZADD", keys.NODES, now_ms, node),
-                ("ZREMRANGEBYSCORE", keys.NODES, "-inf", now_ms - _FORGOTTEN_MS),
-                ("PEXPIRE", keys.NODES, keys.LISTS_MS),
+                ("ZADD", self._keys.nodes, now_ms, node),
+                ("ZREMRANGEBYSCORE", self._keys.nodes, "-inf", now_ms - _FORGOTTEN_MS),
+                ("PEXPIRE", self._keys.nodes, keys.LISTS_MS),
             ),
         )
         return bool(watched)
@@ -39,20 +41,20 @@ class NodeCalls:
         await self._reads.ready()
         call = self._reads.start_call
         await asyncio.gather(
-            call("DEL", keys.node_key(node)),
-            call("DEL", keys.watching_key(node)),
-            call("ZREM", keys.NODES, node),
+            call("DEL", self._keys.node(node)),
+            call("DEL", self._keys.watching(node)),
+            call("ZREM", self._keys.nodes, node),
         )
 
     async def alive(self, nodes: Collection[str]) -> set[str]:
         """Which of these nodes are alive."""
         names = list(nodes)
-        answers = await asyncio.gather(*(self._reads.ask("EXISTS", keys.node_key(name)) for name in names))
+        answers = await asyncio.gather(*(self._reads.ask("EXISTS", self._keys.node(name)) for name in names))
         return {name for name, answer in zip(names, answers, strict=True) if answer}
 
     async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed."""
-        key = keys.watching_key(node)
+        key = self._keys.watching(node)
         reading = [part for name, count in counts.items() if count for part in (name, count)]
         left = [name for name, count in counts.items() if not count]
         commands: list[tuple[str | int, ...]] = [("HSET", key, *reading)] if reading else []
@@ -62,12 +64,12 @@ class NodeCalls:
 
     async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the other nodes that are alive."""
-        members = await self._reads.ask("ZRANGE", keys.NODES, 0, -1)
+        members = await self._reads.ask("ZRANGE", self._keys.nodes, 0, -1)
         nodes = [node for member in members if (node := member.decode()) != beside]
         if not generation_ids or not nodes:
             return dict.fromkeys(generation_ids, 0)
         rows = await asyncio.gather(
-            *(self._reads.ask("HMGET", keys.watching_key(node), *generation_ids) for node in nodes)
+            *(self._reads.ask("HMGET", self._keys.watching(node), *generation_ids) for node in nodes)
         )
         return {
             generation_id: sum(int(count or 0) for count in column)

@@ -19,6 +19,7 @@ from replay.model.event import Event, EventId
 from replay.store import BURIED_MS, Ends, Listener, Page, Refused, Row, keys
 from replay.store.channels import Channels
 from replay.store.connection import Address, Link, at_once
+from replay.store.keys import Keys
 from replay.store.nodes import NodeCalls
 from replay.store.resp import UnknownScript
 from replay.wire import json
@@ -38,14 +39,15 @@ _SCAN = 500  # live generations that are listed in one round trip
 class ValkeyStore(NodeCalls):
     """An EventStore on one Valkey primary, 8.0 or newer."""
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, key_prefix: str = "replay:") -> None:
         address = Address.parse(url)
+        self._keys = Keys(key_prefix, address.database)
         self.on_reconnect: list[Callable[[], None]] = []
         self._appends = Link(
             address, name="appends", timeout_s=timeout_s, greet=self._load_script, on_up=self._appends_up
         )
         self._reads = Link(address, name="reads", timeout_s=timeout_s)
-        self._channels = Channels(address, timeout_s=timeout_s)
+        self._channels = Channels(address, self._keys, timeout_s=timeout_s)
         self.on_missed = self._channels.on_missed
         self._links = (self._appends, self._reads, self._channels.link)
         self._bites = asyncio.Lock()  # however many lists are read, one bite is in front of everybody else's read
@@ -117,13 +119,13 @@ class ValkeyStore(NodeCalls):
         request: bytes = b"",
     ) -> Refused | None:
         """Append all events or none; see EventStore."""
-        log_keys = [keys.events_key(generation_id), keys.request_key(generation_id)][: 2 if ttl_ms else 1]
+        log_keys = [self._keys.events(generation_id), self._keys.request(generation_id)][: 2 if ttl_ms else 1]
         args: list[str | bytes | int] = [
             len(log_keys),
             *log_keys,
             "" if after is None else str(after),
             ttl_ms,
-            keys.channel_of(generation_id),
+            self._keys.channel(generation_id),
             request,
         ]
         for event_id, entry in events:
@@ -140,27 +142,27 @@ class ValkeyStore(NodeCalls):
 
     async def request(self, generation_id: str) -> bytes | None:
         """What was kept when the log was created."""
-        kept: bytes | None = await self._reads.ask("GET", keys.request_key(generation_id))
+        kept: bytes | None = await self._reads.ask("GET", self._keys.request(generation_id))
         return kept
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
-        entries = await self._reads.ask("XREVRANGE", keys.events_key(generation_id), "+", "-", "COUNT", 1)
+        entries = await self._reads.ask("XREVRANGE", self._keys.events(generation_id), "+", "-", "COUNT", 1)
         return keys.parse_event(entries[0]) if entries else None
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
         """At most ``limit`` events behind ``after``."""
         start = "-" if after is None else f"({after}"
-        entries = await self._reads.ask("XRANGE", keys.events_key(generation_id), start, "+", "COUNT", limit)
+        entries = await self._reads.ask("XRANGE", self._keys.events(generation_id), start, "+", "COUNT", limit)
         return keys.parse_events(entries)
 
     async def trim(self, generation_id: str, keep: int) -> None:
         """Forget the beginning of a log."""
-        await self._appends.call("XTRIM", keys.events_key(generation_id), "MAXLEN", "~", keep)
+        await self._appends.call("XTRIM", self._keys.events(generation_id), "MAXLEN", "~", keep)
 
     async def erase(self, generation_id: str, event_ids: Sequence[EventId]) -> None:
         """Take events out of a log, but not its last one."""
-        await self._appends.call("EVAL", _ERASE, 1, keys.events_key(generation_id), *map(str, event_ids))
+        await self._appends.call("EVAL", _ERASE, 1, self._keys.events(generation_id), *map(str, event_ids))
 
     async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
         """Both ends of each log, a bite at a time; those who want several take turns."""
@@ -174,7 +176,7 @@ class ValkeyStore(NodeCalls):
 
     async def _read_ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
         commands: list[tuple[str | int, ...]] = []
-        for key in map(keys.events_key, generation_ids):
+        for key in map(self._keys.events, generation_ids):
             commands.append(("XRANGE", key, "-", "+", "COUNT", 1))
             commands.append(("XREVRANGE", key, "+", "-", "COUNT", 1))
             commands.append(("PEXPIRETIME", key))
@@ -191,34 +193,34 @@ class ValkeyStore(NodeCalls):
         await self._appends.ready()
         call = self._appends.start_call
         await asyncio.gather(
-            call("PEXPIRE", keys.events_key(generation_id), ttl_ms),
-            call("PEXPIRE", keys.request_key(generation_id), ttl_ms),
+            call("PEXPIRE", self._keys.events(generation_id), ttl_ms),
+            call("PEXPIRE", self._keys.request(generation_id), ttl_ms),
         )
 
     async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
         """Remove every trace of a generation but the note that its run is over."""
         await self._appends.ready()
         call = self._appends.start_call
-        gone = [] if idempotency is None else [call("DEL", keys.claim_key(idempotency))]
+        gone = [] if idempotency is None else [call("DEL", self._keys.claim(idempotency))]
         _, removed, *_ = await asyncio.gather(
-            call("SET", keys.tombstone(generation_id, run), "1", "PX", BURIED_MS),
-            call("DEL", keys.events_key(generation_id)),
-            call("DEL", keys.request_key(generation_id)),
-            call("SPUBLISH", keys.channel_of(generation_id), ""),
-            call("SPUBLISH", keys.DELETED, generation_id),
-            call("ZREM", keys.RECENT, generation_id),
-            call("HDEL", keys.LIVE, generation_id),
+            call("SET", self._keys.tombstone(generation_id, run), "1", "PX", BURIED_MS),
+            call("DEL", self._keys.events(generation_id)),
+            call("DEL", self._keys.request(generation_id)),
+            call("SPUBLISH", self._keys.channel(generation_id), ""),
+            call("SPUBLISH", self._keys.deleted, generation_id),
+            call("ZREM", self._keys.recent, generation_id),
+            call("HDEL", self._keys.live, generation_id),
             *gone,
         )
         return bool(removed)
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
         """Note that a run is over."""
-        await self._appends.call("SET", keys.tombstone(generation_id, run), "1", "PX", ttl_ms + BURIED_MS)
+        await self._appends.call("SET", self._keys.tombstone(generation_id, run), "1", "PX", ttl_ms + BURIED_MS)
 
     async def was_buried(self, generation_id: str, run: str) -> bool:
         """Whether a missing log is that of a run that is over; another run of the same id may be."""
-        return bool(await self._reads.ask("EXISTS", keys.tombstone(generation_id, run)))
+        return bool(await self._reads.ask("EXISTS", self._keys.tombstone(generation_id, run)))
 
     # The channels.
 
@@ -232,13 +234,13 @@ class ValkeyStore(NodeCalls):
 
     async def publish(self, channel: str, events: Sequence[Event]) -> int:
         """Tell whoever listens under that name."""
-        heard: int = await self._appends.call("SPUBLISH", keys.channel_of(channel), keys.pack(events))
+        heard: int = await self._appends.call("SPUBLISH", self._keys.channel(channel), keys.pack(events))
         return heard
 
     async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
         """Tell a node of an append by somebody else."""
         message = keys.NUL.join((generation_id.encode(), keys.pack(events)))
-        await self._appends.call("SPUBLISH", keys.node_channel(node), message)
+        await self._appends.call("SPUBLISH", self._keys.node_channel(node), message)
 
     async def attend(
         self, node: str, *, notified: Callable[[str, list[Event]], None], deleted: Callable[[str], None]
@@ -254,24 +256,24 @@ class ValkeyStore(NodeCalls):
         await asyncio.gather(
             at_once(
                 self._appends,
-                ("HSET", keys.LIVE, generation_id, node),
-                ("PEXPIRE", keys.LIVE, keys.LISTS_MS),
+                ("HSET", self._keys.live, generation_id, node),
+                ("PEXPIRE", self._keys.live, keys.LISTS_MS),
             ),
             at_once(
                 self._appends,
-                ("ZADD", keys.RECENT, created_ms, generation_id),
-                ("ZREMRANGEBYRANK", keys.RECENT, 0, -_MOST_RECENT - 1),
-                ("PEXPIRE", keys.RECENT, keys.LISTS_MS),
+                ("ZADD", self._keys.recent, created_ms, generation_id),
+                ("ZREMRANGEBYRANK", self._keys.recent, 0, -_MOST_RECENT - 1),
+                ("PEXPIRE", self._keys.recent, keys.LISTS_MS),
             ),
         )
 
     async def unregister(self, generation_id: str) -> None:
         """List it as live no more."""
-        await self._appends.call("HDEL", keys.LIVE, generation_id)
+        await self._appends.call("HDEL", self._keys.live, generation_id)
 
     async def live(self) -> dict[str, str]:
         """Generation id -> producing node."""
-        pairs = await self._reads.ask("HGETALL", keys.LIVE)
+        pairs = await self._reads.ask("HGETALL", self._keys.live)
         return {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
 
     async def live_rows(self) -> list[Row]:
@@ -279,9 +281,9 @@ class ValkeyStore(NodeCalls):
         rows: dict[str, Row] = {}  # a scan may come by the same one twice
         cursor = b"0"
         while True:
-            cursor, members = await self._reads.ask("HSCAN", keys.LIVE, cursor, "COUNT", _SCAN, "NOVALUES")
+            cursor, members = await self._reads.ask("HSCAN", self._keys.live, cursor, "COUNT", _SCAN, "NOVALUES")
             if members:
-                scores = await self._reads.ask("ZMSCORE", keys.RECENT, *members)
+                scores = await self._reads.ask("ZMSCORE", self._keys.recent, *members)
                 rows |= {row.generation_id: row for row in keys.parse_rows(members, scores)}
             if cursor == b"0":
                 return sorted(rows.values())
@@ -295,7 +297,7 @@ class ValkeyStore(NodeCalls):
         span = (first, highest, "BYSCORE") if oldest_first else (first, lowest, "BYSCORE", "REV")
         wanted = limit + 2  # one that was the last of the page before, and one that tells whether there are more
         while True:
-            answer = await self._reads.ask("ZRANGE", keys.RECENT, *span, "LIMIT", 0, wanted, "WITHSCORES")
+            answer = await self._reads.ask("ZRANGE", self._keys.recent, *span, "LIMIT", 0, wanted, "WITHSCORES")
             found = keys.parse_rows(answer[::2], answer[1::2])
             # Equal times are ordered by id, in the same direction.
             rows = [row for row in found if before is None or (row > before if oldest_first else row < before)]
@@ -307,14 +309,20 @@ class ValkeyStore(NodeCalls):
     async def forget(self, rows: Sequence[Row]) -> None:
         """Take generations that are gone off the list."""
         if rows:
-            await self._reads.call("EVAL", _FORGET, 1, keys.RECENT, *(part for row in rows for part in row))
+            await self._reads.call("EVAL", _FORGET, 1, self._keys.recent, *(part for row in rows for part in row))
 
     async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
         """Bind an idempotency key, if it is not bound; returns what it is bound to."""
-        bound = await self._appends.call(*("SET", keys.claim_key(key), json.dumps(value), "NX", "GET", "EX", ttl_s))
+        bound = await self._appends.call(*("SET", self._keys.claim(key), json.dumps(value), "NX", "GET", "EX", ttl_s))
         found: dict[str, Any] = value if bound is None else json.loads(bound)
+        return found
+
+    async def claimed(self, key: str) -> dict[str, Any] | None:
+        """What an idempotency key is bound to."""
+        bound = await self._reads.ask("GET", self._keys.claim(key))
+        found: dict[str, Any] | None = None if bound is None else json.loads(bound)
         return found
 
     async def release(self, key: str) -> None:
         """Unbind an idempotency key."""
-        await self._appends.call("DEL", keys.claim_key(key))
+        await self._appends.call("DEL", self._keys.claim(key))

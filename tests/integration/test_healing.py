@@ -272,7 +272,7 @@ async def test_reader_that_comes_before_the_repair_is_sent_away_to_come_back(mak
 async def test_reader_that_comes_late_does_not_cut_off_those_who_wait_for_the_repair(make_node, valkey, upstream):
     # given a reader who waits, since Valkey came back without the log, and its producer has not come back yet
     async with ValkeyWires(valkey.url) as wires:
-        producing, watching = await asyncio.gather(make_node(valkey_url=wires.url, lease_s=4), make_node(lease_s=4))
+        producing, watching = await asyncio.gather(make_node(valkey_url=wires.url, lease_s=8), make_node(lease_s=8))
         id = (await producing.api.start())["id"]
         call = await upstream.called()
         await call.say("a")
@@ -350,10 +350,13 @@ async def test_a_log_that_was_lost_with_its_producer_ends_for_its_readers(make_n
         await call.say("a")
         await source.event("token")
 
-        # when both Valkey's data and the producer are gone, then the reader is not left waiting
+        # when both Valkey's data and the producer are gone, then the reader is told, and has lost nothing
         producing.kill()
         set_back(valkey, None)
-        assert (await source.closed()).status == 404
+        end = (await source.event("end")).json()
+        assert (end["status"], end["error"]["code"]) == ("interrupted", "node_lost")
+        assert_whole(source.received)
+    assert await watching.api.log(id) == source.received
 
 
 async def test_a_part_of_an_append_survives_and_the_rest_is_put_back(make_node, valkey, upstream):

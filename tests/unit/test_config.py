@@ -134,6 +134,8 @@ def test_members_of_a_list_are_separated_by_commas_or_blanks(separator):
         ("cors_origins", "https://user@a.example"),
         ("cors_origins", "https://a.example, null"),
         ("cors_origins", "https://*.example"),
+        ("key_prefix", "a{b}:"),
+        ("key_prefix", "a b"),
     ],
 )
 def test_member_that_cannot_be_used_names_its_setting(name, text):
