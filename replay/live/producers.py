@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from replay.config import Settings
-from replay.errors import Abandoned, GenerationNotFound, ReplayError, Shutdown, StoreUnavailable
+from replay.errors import GenerationNotFound, ReplayError, Shutdown, StoreUnavailable
+from replay.live.abandonment import Abandonment
 from replay.live.chronicle import Chronicle
 from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
@@ -62,7 +63,7 @@ class Producers:
         self._running: dict[str, Producer] = {}
         self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._abandon_from = 0.0  # loop time
+        self._abandonment = Abandonment(store, node=node, lease_s=settings.lease_s)
         hub.on_lag = self.check_one
 
     def __len__(self) -> int:
@@ -244,7 +245,7 @@ class Producers:
 
     def check(self) -> None:
         """Valkey was away: compare every log with what was acknowledged."""
-        self._hold_abandoning()
+        self._abandonment.hold()
         for producer in self._running.values():
             producer.check()
         for writer in self._keeping:
@@ -286,36 +287,7 @@ class Producers:
 
     async def abandon(self) -> None:
         """Cancel what nobody has watched for as long as its caller allowed."""
-        asked = {name: producer for name, producer in self._running.items() if producer.abandon_after_ms is not None}
-        if not asked:
-            return
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        try:
-            elsewhere = await self._store.watchers(list(asked), beside=self._node)
-        except StoreUnavailable:
-            self._hold_abandoning()
-            raise
-        now = loop.time()
-        if now - began > 1.0:
-            self._hold_abandoning()
-        if now < self._abandon_from:
-            elsewhere = dict.fromkeys(asked, 1)  # nobody knows; count as watched
-        for name, producer in asked.items():
-            idle_since = producer.feed.idle_since
-            left_just_now = producer.watched_elsewhere and not elsewhere[name]
-            producer.watched_elsewhere = bool(elsewhere[name])
-            if elsewhere[name] or left_just_now or idle_since is None:
-                producer.last_watched = now
-            else:
-                producer.last_watched = max(producer.last_watched, idle_since)
-            allowed = producer.abandon_after_ms
-            if allowed is not None and (now - producer.last_watched) * 1000 >= allowed:
-                producer.finish(Status.CANCELLED, Abandoned(f"nobody watched for {allowed / 1000:g} s"))
-
-    def _hold_abandoning(self) -> None:
-        """Valkey was away, and with it what other nodes said of their readers: wait until they have said it again."""
-        self._abandon_from = asyncio.get_running_loop().time() + self._settings.lease_s
+        await self._abandonment.look(self._running)
 
     # The node's end.
 

@@ -1,0 +1,59 @@
+"""Gives up what nobody has watched for as long as its caller allowed (`abandon_after`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from replay.errors import Abandoned, StoreUnavailable
+from replay.live.producer import Producer
+from replay.model.generation import Status
+from replay.store import EventStore
+
+_LONG_S = 1.0  # for an answer of Valkey's: it was away, or near it
+
+
+class Abandonment:
+    """Looks for what is abandoned among what this node produces. Who watches elsewhere, the other nodes say."""
+
+    def __init__(self, store: EventStore, *, node: str, lease_s: float) -> None:
+        self._store = store
+        self._node = node
+        self._lease_s = lease_s
+        self._not_before = 0.0  # loop time
+
+    async def look(self, running: Mapping[str, Producer]) -> None:
+        """Cancel what nobody has watched for too long; raises StoreUnavailable."""
+        asked = {name: producer for name, producer in running.items() if producer.abandon_after_ms is not None}
+        if not asked:
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            elsewhere = await self._store.watchers(list(asked), beside=self._node)
+        except StoreUnavailable:
+            self.hold()
+            raise
+        if loop.time() - began > _LONG_S:
+            self.hold()
+        if loop.time() < self._not_before:
+            elsewhere = dict.fromkeys(asked, 1)  # nobody knows; count as watched
+        for name, producer in asked.items():
+            _judge(producer, elsewhere=elsewhere[name], now=loop.time())
+
+    def hold(self) -> None:
+        """Valkey was away, and with it what other nodes said of their readers: wait until they have said it again."""
+        self._not_before = asyncio.get_running_loop().time() + self._lease_s
+
+
+def _judge(producer: Producer, *, elsewhere: int, now: float) -> None:
+    idle_since = producer.feed.idle_since
+    left_just_now = producer.watched_elsewhere and not elsewhere
+    producer.watched_elsewhere = bool(elsewhere)
+    if elsewhere or left_just_now or idle_since is None:
+        producer.last_watched = now
+    else:
+        producer.last_watched = max(producer.last_watched, idle_since)
+    allowed_ms = producer.abandon_after_ms
+    if allowed_ms is not None and (now - producer.last_watched) * 1000 >= allowed_ms:
+        producer.finish(Status.CANCELLED, Abandoned(f"nobody watched for {allowed_ms / 1000:g} s"))
