@@ -6,6 +6,7 @@ waits for the upstream's, so that a refusal keeps its status.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -70,6 +71,21 @@ class Calls:
         if feed.invalid:
             raise StoreUnavailable("the generation's log is not there just now")
 
+    async def failure(self, feed: Feed) -> web.Response:
+        """The answer for a generation that did not complete: what the upstream answered, or an error of ours.
+
+        Of one that was refused before its first word nothing stays: who has sent the call knows, and nobody else can
+        have seen anything of it. So a chosen id is free for another try.
+        """
+        if not feed.refused:
+            return _failure(feed)
+        with suppress(GenerationNotFound, StoreUnavailable):
+            await self.producers.delete(feed.generation_id)
+        response = _failure(feed)
+        for name in link_headers(feed):
+            del response.headers[name]
+        return response
+
     async def whole(self, feed: Feed) -> Feed:
         """Wait for the end, however long it takes; the feed that has it."""
         while True:
@@ -96,8 +112,7 @@ def said_nothing(feed: Feed) -> bool:
     return len(feed.log) == 2 and feed.log.complete and not feed.completed
 
 
-def failure(feed: Feed) -> web.Response:
-    """The answer for a generation that did not complete: what the upstream answered, or an error of ours."""
+def _failure(feed: Feed) -> web.Response:
     end = decode_end(feed.log.entries[-1])
     bound = feed.start.idempotency is not None and not feed.refused
     response = refused(Refusal(**end.refusal)) if end.refusal is not None else _failed(end)
@@ -158,10 +173,10 @@ class Completions:
         calls = self._calls
         if face is None:
             feed = await calls.whole(feed)
-            return answer_json(assembled(feed), feed) if feed.completed else failure(feed)
+            return answer_json(assembled(feed), feed) if feed.completed else await calls.failure(feed)
         await calls.first_words(feed)
         if said_nothing(feed):
-            return failure(feed)
+            return await calls.failure(feed)
         headers = link_headers(feed) | {"x-request-id": request["request_id"]}
         return calls.streaming.stream(request, feed, face, headers=headers)
 

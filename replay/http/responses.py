@@ -16,7 +16,7 @@ from replay.http import negotiation
 from replay.http.bodies import shown
 from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
-from replay.http.openai import Calls, answer_json, failure, kept_request, link_headers, said_nothing, take_flag
+from replay.http.openai import Calls, answer_json, kept_request, link_headers, said_nothing, take_flag
 from replay.http.orders import order_of
 from replay.live.feed import Feed
 from replay.model.generation import is_generation_id
@@ -54,10 +54,10 @@ class ResponseCalls:
             return answer_json(_response(feed), feed)
         if not stream:
             feed = await calls.whole(feed)
-            return failure(feed) if said_nothing(feed) else answer_json(_response(feed), feed)
+            return await calls.failure(feed) if said_nothing(feed) else answer_json(_response(feed), feed)
         if not background:
             await calls.first_words(feed)
-        return failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
+        return await calls.failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
 
     async def _start(self, request: web.Request) -> tuple[Feed, bool, bool]:
         """Start it; whether its events are wanted, and whether in the background. Nobody has the body after that."""

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
 from replay.http.negotiation import generation_id_in
-from replay.http.openai import Calls, failure, link_headers, said_nothing
+from replay.http.openai import Calls, link_headers, said_nothing
 from replay.http.orders import chat_request, order_of
 from replay.http.origins import Origins
 from replay.live.feed import Feed
@@ -81,7 +81,7 @@ class Tokens:
         feed = await calls.start(order_of(request, chat_request(body), options, calls.settings, api=Api.CHAT))
         await self._first_token(feed)
         if said_nothing(feed):
-            return failure(feed)
+            return await calls.failure(feed)
         # A reader that is cut before its first token has to know where it was all the same.
         opening = b"" if _has_token(feed) else _cursor_alone(feed, calls.settings.retry_ms)
         return calls.streaming.stream(request, feed, TOKENS, opening=opening, headers=_headers(request, feed))

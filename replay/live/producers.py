@@ -225,7 +225,8 @@ class Producers:
         feed = await self.end(generation_id, Status.CANCELLED)
         start = feed.start
         await self._chronicle.take_out(start, feed.log.times[-1])
-        if not await self._store.delete(generation_id, run=start.run, idempotency=start.idempotency):
+        claim = None if feed.refused else start.idempotency  # another call may have the key of a refused one by now
+        if not await self._store.delete(generation_id, run=start.run, idempotency=claim):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.forget(generation_id)
         self.deleted(generation_id)
