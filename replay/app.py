@@ -45,6 +45,7 @@ from replay.live.producers import Producers
 from replay.live.starter import Starter
 from replay.redaction import Redaction
 from replay.store.embedded import EmbeddedValkey
+from replay.store.rehearsal import rehearse
 from replay.store.valkey import ValkeyStore
 from replay.upstream import Upstream
 from replay.upstream.demo import DemoUpstream
@@ -84,6 +85,8 @@ class App:
         store = ValkeyStore(url, timeout_s=settings.store_timeout_s, key_prefix=settings.key_prefix)
         await store.start(_CONNECT_PATIENCE_S)
         parts.push_async_callback(store.stop)
+        if not alone:
+            await rehearse(store)
 
         upstream = build_upstream(settings)
         parts.push_async_callback(upstream.close)

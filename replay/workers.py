@@ -153,18 +153,19 @@ class Workers:
         return self._workers[number]
 
     async def _keep(self, number: int, worker: _Worker) -> int:
-        """Start a worker again whenever it dies; its last exit code."""
+        """Start a worker again whenever it dies; the exit code of the one that was told to leave, or 0 without one."""
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             code = await worker.ended
             if self._leaving.is_set():
-                return code
+                # One that was told to leave before it could listen to signals has died of it, and lost nothing.
+                return 0 if code == -signal.SIGTERM and worker.url.result() is None else code
             log.error("worker died", extra={"worker": number, "worker_pid": worker.process.pid, "exit_status": code})
             if loop.time() - began < _STEADY_S:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._leaving.wait(), _PAUSE_S)
-                    return code
+                    return 0
             worker = self._spawn(number)
 
     def leave(self) -> None:

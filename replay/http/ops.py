@@ -49,12 +49,12 @@ class Ops:
         return _status("ok")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Valkey answers and the node is not draining; raises Draining, StoreUnavailable."""
+        """Valkey takes what is written and the node is not draining; raises Draining, StoreUnavailable."""
         if self._producers.draining:
             raise Draining("this node is shutting down")
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                await self._store.ping()
+                await self._store.probe()
         except TimeoutError:
             raise StoreUnavailable(f"Valkey did not answer within {_PATIENCE_S:g} s") from None
         return _status("ready")

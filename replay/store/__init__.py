@@ -88,8 +88,8 @@ class EventStore(Protocol):
     def steady_for(self) -> float:
         """Seconds since it was last away, for any of its connections; infinite when it never was."""
 
-    async def ping(self) -> None:
-        """Return if it answers."""
+    async def probe(self) -> None:
+        """Return if what is written is taken; raises StoreUnavailable."""
 
     async def wait_up(self, timeout: float) -> bool:
         """Wait until it answers again; whether it does."""

@@ -15,6 +15,7 @@
 | `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
 | `replay:idempotency:<hash>` | string, JSON | what a key was used for |
 | `replay:over:<hash>` | string, ttl + 10 min | this run is over: if its log is missing it is not lost |
+| `replay:probe` | string, a minute | whether Valkey takes what is written |
 | `replay:deleted` | sharded channel | ids of deleted generations, for the nodes' memories |
 """
 
@@ -44,6 +45,7 @@ class Keys:
         self.live = f"{prefix}live"
         self.recent = f"{prefix}recent"
         self.nodes = f"{prefix}nodes"
+        self.probe = f"{prefix}probe"
         self.deleted = f"{prefix}deleted{self._suffix}".encode()
 
     def events(self, generation_id: str) -> str:

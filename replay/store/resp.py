@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -43,12 +44,23 @@ class ReadOnly(StoreRefused):
     """Valkey is a replica."""
 
 
+class NotPermitted(StoreRefused):
+    """Valkey's ACL does not let this user do it."""
+
+
 class UnknownScript(StoreUnavailable):
     """Valkey does not know the script; nothing was done."""
 
 
+# By itself, at the end of a transaction, or in a script, as Valkey 9 and 8 say it.
+_NO_RIGHT = re.compile("^(EXECABORT .*)?NOPERM|^ERR (ACL failure in script|The user executing the script can't)")
 _NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
-_KINDS = {"NOSCRIPT": UnknownScript, "READONLY": ReadOnly, **dict.fromkeys(_NOT_NOW, StoreUnavailable)}
+_KINDS = {
+    "NOSCRIPT": UnknownScript,
+    "READONLY": ReadOnly,
+    "NOPERM": NotPermitted,
+    **dict.fromkeys(_NOT_NOW, StoreUnavailable),
+}
 
 
 class Wire(asyncio.Protocol):
@@ -153,6 +165,6 @@ class Wire(asyncio.Protocol):
 
 
 def _translate(message: str) -> StoreUnavailable:
-    word = message.split(" ", 1)[0]
+    word = "NOPERM" if _NO_RIGHT.search(message) else message.split(" ", 1)[0]
     kind = _KINDS.get(word, StoreRefused)
     return kind(_REFUSALS.get(word, "Valkey does not do what it is asked; this node's log says why"), aside=message)

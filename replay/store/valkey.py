@@ -32,6 +32,7 @@ _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 _ERASE = _SCRIPTS.joinpath("erase.lua").read_text()  # seldom wanted: sent along with each call
 _FORGET = _SCRIPTS.joinpath("forget.lua").read_text()
 _MOST_RECENT = 100_000  # generations on the list; protects from growing for ever
+_PROBE_MS = 60_000
 _BITE = 50  # logs whose ends are read in one round trip: some 0.7 ms for whoever reads after it
 _SCAN = 500  # live generations that are listed in one round trip
 
@@ -95,9 +96,9 @@ class ValkeyStore(NodeCalls):
         """Wait until appends are possible; whether they are."""
         return await self._appends.wait_up(timeout)
 
-    async def ping(self) -> None:
-        """Return if it answers on the connection that appends."""
-        await self._appends.call("PING")
+    async def probe(self) -> None:
+        """Return if it takes what is written on the connection that appends."""
+        await self._appends.call("SET", self._keys.probe, "1", "PX", _PROBE_MS)
 
     async def _load_script(self, call: Callable[..., asyncio.Future[Any]]) -> None:
         await call("SCRIPT", "LOAD", _APPEND)

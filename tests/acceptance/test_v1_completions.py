@@ -216,7 +216,6 @@ async def test_a_stream_that_is_cut_in_its_first_line_is_broken_or_refused(servi
         assert_broken_off(answer, code="upstream_truncated")
     else:
         assert_refused(answer, 502, "upstream_truncated")
-    assert (await service.generation(id_of(answer)))["status"] == "failed"
 
 
 NASTY = (
@@ -302,7 +301,6 @@ async def test_an_upstream_that_answers_200_and_nothing_is_a_502(service, upstre
     upstream.script = play(SAMPLES["21-empty-200"])
     answer = await ask(service, stream=stream, seconds=PROMPT_S)
     assert_refused(answer, 502, "upstream_truncated")
-    assert (await service.generation(id_of(answer)))["status"] == "failed"
 
 
 @BOTH
@@ -902,9 +900,6 @@ async def test_a_refusal_of_the_upstream_is_answered_as_it_came(service, upstrea
         assert answer.headers["x-request-id"]
         assert "set-cookie" not in answer.headers
 
-        # and the generation has failed
-        generation = await service.generation(id_of(answer))
-        assert (generation["status"], generation["error"]["code"]) == ("failed", "upstream_error")
         assert len(upstream.calls) == 1
 
 
@@ -921,7 +916,6 @@ async def test_a_refusal_that_is_no_json_becomes_an_error_object(service, upstre
         error = answer.json()["error"]
         assert (error["type"], error["param"], error["code"]) == (type, None, "upstream_error")
         assert error["message"].startswith(message)
-        assert (await service.generation(id_of(answer)))["error"]["message"] == f"HTTP {status}: {error['message']}"
 
 
 @BOTH
@@ -965,7 +959,6 @@ async def test_an_upstream_that_cannot_be_reached_is_a_502(make_node):
     for stream in (True, False):
         answer = await ask(node.api, stream=stream, seconds=PROMPT_S)
         assert_refused(answer, 502, "upstream_unreachable")
-        assert (await node.api.generation(id_of(answer)))["status"] == "failed"
     assert_refused(await node.api.get("/v1/models"), 502, "upstream_unreachable")
 
 
@@ -1310,7 +1303,6 @@ async def test_a_call_that_was_refused_does_not_bind_its_key(service, other_serv
 
         # then that starts anew
         assert again.status == 200, again
-        assert id_of(again) != id_of(refused)
 
 
 async def test_a_request_that_cannot_be_does_not_use_up_its_key(service, upstream, key):

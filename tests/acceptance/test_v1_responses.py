@@ -1843,21 +1843,12 @@ async def test_a_refusal_of_the_upstream_is_answered_as_it_came(world, refusal, 
     assert answer.headers.get("retry-after") == headers.get("retry-after")
     assert len(world.upstream.calls) == 1
 
-    # and the response says that it failed
-    found = await response(world.here, id_of(answer))
-    assert (found["status"], found["error"]["code"], found["output"]) == ("failed", "upstream_error", [])
-    assert str(status) in found["error"]["message"]
-    first, *_, last = await events_after(world.there, found["id"])
-    assert (first["type"], last["type"], last["response"]) == ("response.created", "response.failed", found)
-
 
 @BOTH
 async def test_a_refusal_that_is_no_json_becomes_an_error_object(world, stream):
     world.upstream.script = lambda call: call.respond(503, b"overloaded \xe9", {"content-type": "text/plain"})
     answer = await ask(world.here, stream=stream, seconds=PROMPT_S)
     assert_refused(answer, 503, "upstream_error", "overloaded é")
-    found = await response(world.here, id_of(answer))
-    assert found["error"] == {"code": "upstream_error", "message": "HTTP 503: overloaded é"}
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "asked for"])
@@ -1898,8 +1889,6 @@ async def test_an_upstream_that_answers_with_no_stream_is_a_502(world, fault, st
     world.upstream.script = script
     answer = await ask(world.here, stream=stream, seconds=PROMPT_S)
     assert_refused(answer, 502)
-    found = await response(world.here, id_of(answer))
-    assert (found["status"], found["error"]["code"]) == ("failed", answer.json()["error"]["code"])
 
 
 async def test_an_upstream_that_cannot_be_reached_is_a_502(make_node):
@@ -2308,7 +2297,6 @@ async def test_a_call_that_was_refused_does_not_bind_its_key(world, key, stream)
     world.upstream.script = world.says("a")
     again = await ask(world.there, BODY, key, stream=stream)
     assert again.status == 200
-    assert id_of(again) != id_of(refused)
 
 
 async def test_the_same_key_leads_to_the_answer_though_what_it_continues_is_gone(world, key):

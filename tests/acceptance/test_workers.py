@@ -133,6 +133,14 @@ async def test_sigterm_drains_all_workers(workers, upstream):
         assert (end.event, end.json()["status"]) == ("end", "interrupted")
 
 
+@pytest.mark.parametrize("after_s", [0, 1.0, 1.2, 1.4, 1.6])
+async def test_sigterm_while_a_worker_is_started_again_is_as_clean_as_ever(workers, after_s):
+    os.kill(pids_of(workers)[-1], signal.SIGKILL)
+    await eventually("its death to be noticed", lambda: said(workers, r"worker died worker=(\d)"))
+    await asyncio.sleep(after_s)  # in its pause, and in several stages of its start
+    assert await workers.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_second_signal_stops_at_once(make_node, upstream, number):
     node = await make_node(workers=2, drain_grace_s=60)

@@ -1021,7 +1021,7 @@ async def test_stalled_server_is_unavailable_within_the_timeout(valkey, valkey_p
         store.live(),
         store.renew_lease("node_1", 1000),
         store.delete("h", run="1", idempotency=None),
-        store.ping(),
+        store.probe(),
     )
     results = await asyncio.gather(*calls, return_exceptions=True)
     # then

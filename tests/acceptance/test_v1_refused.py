@@ -1,0 +1,119 @@
+"""What `/v1` has refused before its first byte leaves nothing behind; what has begun, stays."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+from support.api import Api, assert_problem
+from support.deadlines import eventually
+from support.logs import expiries
+from support.sse import streaming
+from support.upstream import say
+
+CALLS = {
+    "chat": ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}),
+    "a legacy one": ("/v1/completions", {"model": "m", "prompt": "Hi"}),
+    "a response": ("/v1/responses", {"model": "m", "input": "Hi"}),
+    "a prompt": ("/v1/completions/stream", {"model": "m", "prompt": "Hi"}),
+}
+ERROR = {"error": {"message": "slow down", "type": "rate_limit_error", "param": None, "code": "rate_limit"}}
+
+
+def refuse(call):
+    return call.respond(429, ERROR)
+
+
+def hang_up(call):
+    return call.cut()
+
+
+def say_nothing(call):
+    return call.done()
+
+
+@pytest.fixture
+def generation_id() -> str:
+    return f"chosen-{uuid.uuid4().hex}"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("refusal", [refuse, hang_up, say_nothing])
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_refused_call_leaves_nothing(service, other_service, upstream, generation_id, name, refusal, stream):
+    # given a call with an id of its own that the upstream refuses
+    path, body = CALLS[name]
+    upstream.script = refusal
+    body = body | {"stream": stream, "replay": {"id": generation_id}}
+    answer = await service.post(path, body)
+    assert answer.status in (429, 502), answer
+    assert not {"replay-generation-id", "link"} & answer.headers.keys()
+
+    # then nobody finds anything of it, on either node
+    for api in (service, other_service):
+        assert_problem(await api.get(f"/generations/{generation_id}"), 404, "generation_not_found")
+        assert generation_id.encode() not in (await api.get("/generations", limit=1000)).body
+        await eventually("the feed", lambda api=api: feed_of(api), lambda body: generation_id.encode() not in body)
+
+    # and its id is free for the next try
+    upstream.script = say("a")
+    again = await other_service.post(path, body)
+    assert (again.status, again.headers["replay-generation-id"]) == (200, generation_id)
+    assert (await service.ended(generation_id))["status"] == "completed"
+
+
+async def feed_of(api: Api) -> bytes:
+    async with streaming(api.at("/feed", after="-1")) as stream:
+        return await stream.until(b"event: live\n")
+
+
+async def test_what_cannot_be_put_to_the_upstream_leaves_nothing(make_node, valkey, upstream, generation_id):
+    # given an upstream that knows chat completions alone
+    node = await make_node(upstream_responses="no")
+    tools = [{"type": "web_search"}]
+    body = {"model": "m", "input": "Hi", "tools": tools, "replay": {"id": generation_id}}
+    assert (await node.api.post("/v1/responses", body)).status == 400
+    assert_problem(await node.api.get(f"/generations/{generation_id}"), 404)
+    assert generation_id not in " ".join(await expiries(valkey))
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_two_callers_with_one_key_are_both_told(service, other_service, upstream, name):
+    # given two calls with the same key, before the upstream refuses
+    path, body = CALLS[name]
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    calls = [asyncio.ensure_future(api.post(path, body, key)) for api in (service, other_service)]
+    call = await upstream.called()
+    await asyncio.sleep(0.2)
+    await call.respond(429, ERROR)
+
+    # then both know, and the key leads to a new one that all who come later share
+    assert [answer.status for answer in await asyncio.gather(*calls)] == [429, 429]
+    upstream.script = say("a")
+    answers = [await api.post(path, body, key) for api in (service, other_service, service)]
+    assert [answer.status for answer in answers] == [200, 200, 200]
+    assert len({answer.headers["replay-generation-id"] for answer in answers}) == 1
+    assert len(upstream.calls) == 2
+
+
+@pytest.mark.parametrize("name", ["chat", "a response"])
+async def test_what_has_begun_stays(service, upstream, generation_id, name):
+    path, body = CALLS[name]
+
+    async def break_off(call):
+        await call.say("a word")
+        await call.cut()
+
+    upstream.script = break_off
+    await service.post(path, body | {"stream": False, "replay": {"id": generation_id}})
+    generation = await service.ended(generation_id)
+    assert (generation["status"], generation["error"]["code"]) == ("failed", "upstream_truncated")
+    assert (await service.transcript(generation_id))["text"] == "a word"
+
+
+async def test_what_was_started_at_generations_stays_though_it_is_refused(service, upstream, generation_id):
+    upstream.script = refuse
+    await service.start(id=generation_id)
+    assert (await service.ended(generation_id))["error"]["code"] == "upstream_error"
