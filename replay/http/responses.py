@@ -18,6 +18,7 @@ from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
 from replay.http.openai import Calls, answer_json, kept_request, link_headers, said_nothing, take_flag
 from replay.http.orders import order_of
+from replay.http.problems import openai_error
 from replay.live.feed import Feed
 from replay.model.generation import is_generation_id
 from replay.upstream import Api
@@ -40,11 +41,22 @@ class ResponseCalls:
         """What this face answers."""
         return [
             web.post("/v1/responses", self.create),
+            web.get("/v1/responses", self.upgrade, allow_head=False),
             web.get("/v1/responses/{id}", self.get),
             web.delete("/v1/responses/{id}", self.delete),
             web.post("/v1/responses/{id}/cancel", self.cancel),
             web.get("/v1/responses/{id}/input_items", self.input_items),
         ]
+
+    async def upgrade(self, request: web.Request) -> web.StreamResponse:
+        """Refuse a WebSocket so that a client which would rather have one goes on without at once."""
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"])
+        refused = openai_error(
+            426, "there is no WebSocket here; POST instead", "invalid_request_error", "upgrade_required"
+        )
+        refused.headers["Upgrade"] = "HTTP/1.1"
+        return refused
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Start a response; answer with its events, with the whole, or, in the background, with what there is."""

@@ -139,7 +139,7 @@ def _whose(event: Object) -> int | str | None:
 class Responses:
     """All events of one generation in their order, and its response, as far as the log goes."""
 
-    def __init__(self, generation_id: str, *, model: str, created_at: float, request: Object) -> None:
+    def __init__(self, generation_id: str, *, model: str, created_at: int, request: Object) -> None:
         self._queued: Object = {
             "id": generation_id,
             "object": "response",
@@ -176,7 +176,7 @@ class Responses:
             self._source = _FromChunks(self._queued)
         return self._numbered(self._source.add(chunk)) if self._source else []
 
-    def end(self, status: str, error: Object | None, ended_at: float) -> list[Object]:
+    def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
         """The events of the end: of what is still open, and the last one where the upstream sent none.
 
         ``status`` is the generation's; ``error`` has a code and a message.
@@ -204,7 +204,7 @@ def _is_event(chunk: Object) -> bool:
     return is_response_event(chunk) or chunk.get("type") == "error"
 
 
-def _outcome(status: str, error: Object | None, ended_at: float) -> Object:
+def _outcome(status: str, error: Object | None, ended_at: int) -> Object:
     """What the end of a generation says in its response object."""
     if status == "completed":
         return {"status": "completed", "completed_at": ended_at}
@@ -213,6 +213,12 @@ def _outcome(status: str, error: Object | None, ended_at: float) -> Object:
     error = error or {"code": "server_error", "message": f"The generation was {status}."}
     told = {"code": error.get("code"), "message": error.get("message")}
     return {"status": "cancelled" if status == "cancelled" else "failed", "error": told}
+
+
+def _in_whole_seconds(response: Object) -> Object:
+    """Times that a server sends with a fraction, which typed clients take for no times at all."""
+    times = {name: response.get(name) for name in ("created_at", "completed_at")}
+    return {name: int(time) for name, time in times.items() if isinstance(time, float)}
 
 
 def _failure(response: Object) -> list[Object]:
@@ -248,7 +254,7 @@ class _FromEvents:
         if not _is_event(event):
             return []
         if isinstance(event.get("response"), dict):
-            event = event | {"response": event["response"] | self._ours}
+            event = event | {"response": event["response"] | _in_whole_seconds(event["response"]) | self._ours}
             self._response |= event["response"]
         self._keep(event)
         if event["type"] in _LAST:
@@ -267,7 +273,7 @@ class _FromEvents:
         if kind is not None and isinstance(event.get("delta"), str):
             self._said.setdefault((whose, place, kind), []).append(event["delta"])
 
-    def end(self, status: str, error: Object | None, ended_at: float) -> list[Object]:
+    def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
         if self._last in _LAST:
             return []
         self._response |= _outcome(status, error, ended_at)
@@ -299,7 +305,7 @@ class _FromChunks:
                 events += self._output.add(choice)
         return events
 
-    def end(self, status: str, error: Object | None, ended_at: float) -> list[Object]:
+    def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
         if status == "completed":
             return self._begin() + self._complete(ended_at)
         begun = [] if status == "cancelled" else self._begin()
@@ -313,7 +319,7 @@ class _FromChunks:
         self._response["status"] = "in_progress"
         return [{"type": f"response.{what}", "response": self.response} for what in ("created", "in_progress")]
 
-    def _complete(self, ended_at: float) -> list[Object]:
+    def _complete(self, ended_at: int) -> list[Object]:
         reason = _found(_INCOMPLETE, self._finish_reason)
         if reason is None:
             events = self._output.close("completed")

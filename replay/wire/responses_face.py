@@ -20,7 +20,7 @@ class ResponseView:
         self._responses = Responses(
             start.generation_id,
             model=start.model,
-            created_at=recording.log.times[0] / 1000,
+            created_at=recording.log.times[0] // 1000,
             request=start.response or {},
         )
         self._blocks: list[bytes] = []  # by sequence number
@@ -58,7 +58,7 @@ class ResponseView:
             return self._responses.start()
         if event.kind is Kind.END:
             end = decode_end(event.entry)
-            return self._responses.end(end.status, end.error, event.id.ms / 1000)
+            return self._responses.end(end.status, end.error, event.id.ms // 1000)
         return self._responses.add(json.loads(chunk_of(event.entry, recording.template(event.id.seq))))
 
 

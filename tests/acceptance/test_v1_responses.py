@@ -522,6 +522,7 @@ async def test_without_streaming_the_answer_is_the_whole_response(service, other
     assert (text_in(found), found["usage"], found["model"]) == ("Valkey", UNDERSTOOD_USAGE, "test-model")
     assert found["background"] is False
     assert found["created_at"] <= found["completed_at"]
+    assert [type(found[name]) for name in ("created_at", "completed_at")] == [int, int]
 
     # and everywhere the same
     for api in (service, other_service):
@@ -1849,6 +1850,14 @@ async def test_a_refusal_that_is_no_json_becomes_an_error_object(world, stream):
     world.upstream.script = lambda call: call.respond(503, b"overloaded \xe9", {"content-type": "text/plain"})
     answer = await ask(world.here, stream=stream, seconds=PROMPT_S)
     assert_refused(answer, 503, "upstream_error", "overloaded é")
+
+
+async def test_an_upgrade_to_a_websocket_is_answered_so_that_clients_go_on_without(service):
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "x"}
+    answer = await service.get("/v1/responses", upgrade)
+    assert_refused(answer, 426, "upgrade_required")
+    assert answer.headers["upgrade"]
+    assert_refused(await service.get("/v1/responses"), 405)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "asked for"])

@@ -22,7 +22,7 @@ from replay.model.transcript import Transcript
 from replay.wire.responses import REPEATED, Responses, as_chunk, is_response_event
 
 ID = "gen_unit"
-CREATED, ENDED = 1763701200.123, 1763701201.5
+CREATED, ENDED = 1763701200, 1763701201
 ERROR = {"code": "upstream_error", "message": "it broke", "upstream": {"param": "p"}}
 PASSED = SAMPLES["15-responses-event-lines"].payloads
 CHATS = [sample.chunks for sample in SAMPLES.values() if sample.status == 200 and sample.chunks]
@@ -729,3 +729,19 @@ def test_background_response_is_created_before_the_upstream_speaks_and_once(upst
 
 def test_response_in_the_foreground_waits_for_the_upstream():
     assert fresh().start() == []
+
+
+def test_times_are_whole_seconds_whatever_the_upstream_sends():
+    responses = fresh()
+    fractional = {
+        "id": "theirs",
+        "created_at": 1795238425.75,
+        "completed_at": None,
+        "status": "in_progress",
+        "output": [],
+    }
+    (event,) = responses.add({"type": "response.created", "response": fractional})
+    assert repr(event["response"]["created_at"]) == "1795238425"
+    responses.add({"type": "response.completed", "response": fractional | {"status": "completed"}})
+    assert responses.end("completed", None, ENDED) == []
+    assert (responses.response["created_at"], responses.response["completed_at"]) == (1795238425, ENDED)
