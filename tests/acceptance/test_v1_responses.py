@@ -2213,7 +2213,7 @@ async def test_half_a_character_in_an_answer_can_be_continued(world):
     ("method", "path", "allowed"),
     [
         ("GET", PATH, "POST"),
-        ("DELETE", PATH, "POST"),
+        ("DELETE", PATH, "GET, POST"),
         ("POST", f"{PATH}/gen_x", "DELETE, GET, HEAD"),
         ("GET", f"{PATH}/gen_x/cancel", "POST"),
         ("POST", f"{PATH}/gen_x/input_items", "GET, HEAD"),
