@@ -97,7 +97,7 @@ def shown(value: Any) -> str:
 
 
 def _encoding(request: web.Request) -> str | None:
-    names = request.headers.get("Content-Encoding", "").lower().split(",")
+    names = ",".join(request.headers.getall("Content-Encoding", ())).lower().split(",")
     encodings = [name.strip() for name in names if name.strip() not in ("", "identity")]
     if len(encodings) > 1 or not _DECODERS.keys() >= set(encodings):
         raise UnsupportedEncoding(f"Content-Encoding: expected one of {_KNOWN}")

@@ -15,6 +15,7 @@ import ipaddress
 import re
 import socket
 from contextlib import suppress
+from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -40,7 +41,8 @@ class Origins:
     def __init__(self, settings: Settings) -> None:
         self._host = settings.host.lower()
         self._hosts = {name.lower() for name in settings.allowed_hosts}
-        self._hosts_matter = bool(self._hosts) or _is_only_loopback(self._host)
+        self._on_loopback = _is_only_loopback(self._host)
+        self._hosts_matter = self._on_loopback or bool(self._hosts)
         self._origins = {_normal(origin) for origin in settings.cors_origins}
 
     @web.middleware
@@ -85,24 +87,23 @@ class Origins:
         }
 
     def _check_host(self, request: web.Request) -> None:
-        given = request.headers.getall("Host", ())
-        if not self._hosts_matter or not given:  # no browser leaves it out
+        given = request.headers.get("Host")
+        if not self._hosts_matter or given is None:  # no browser leaves it out
             return
-        found = _HOST.fullmatch(given[0])
-        if len(given) > 1 or found is None:
-            raise InvalidRequest("Host: expected one host, with or without a port")
-        name = (found["literal"] or found["name"]).lower().removesuffix(".")
+        name = _name_in(given)
+        if name is None:
+            raise InvalidRequest("Host: expected a host, with or without a port")
         if not (_is_loopback(name) or name == self._host or self._is_known_host(name)):
-            raise Misdirected(
-                f"Host {given[0][:100]!r}: expected a loopback name, or one of --host and --allowed-hosts"
-            )
+            raise Misdirected(f"Host {given[:100]!r}: expected a loopback name, or one of --host and --allowed-hosts")
 
     def _is_known_host(self, name: str) -> bool:
+        if not self._on_loopback and _is_address(name):  # which nobody can make mean something else
+            return True
         parents = {f"*{name[at:]}" for at, letter in enumerate(name) if letter == "."}
         return not self._hosts.isdisjoint({"*", name} | parents)
 
     def _is_allowed(self, origin: str | None) -> bool:
-        return "*" in self._origins or (origin is not None and _normal(origin) in self._origins)
+        return "*" in self._origins or (origin is not None and origin.isascii() and _normal(origin) in self._origins)
 
     def _options(self, request: web.Request) -> web.Response:
         """What a path takes; to a page of another origin that it may send it (a preflight)."""
@@ -124,15 +125,20 @@ def _is_own(request: web.Request, origin: str | None) -> bool:
     """Whether a request comes from a page of this service, or from no page at all.
 
     `Sec-Fetch-Site` says it best, since it is right behind proxies that change the `Host`; but browsers send it only to
-    https and loopback. `Origin` comes with every request of another origin's script and with everything but GET; a GET
-    that a page makes a browser send by an image or a link has a `Referer`, unless the page wants to hide it.
+    https and loopback, and a link from a mail is its user's own wish, too. `Origin` comes with every request of another
+    origin's script and with everything but GET; a GET that a page makes a browser send by an image or a link has a
+    `Referer`, unless the page wants to hide it.
     """
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
-        return site in ("same-origin", "none")
+        by_link = request.headers.get("Sec-Fetch-Mode") == "navigate"
+        return site == "same-origin" or (site == "none" and not by_link)
     page = origin or request.headers.get("Referer")
     if page is not None:
-        return _authority_of(page) == _authority(request.headers.get("Host", ""), page)
+        # No page can send the second without being asked first, so it is a proxy's word.
+        hosts = (request.headers.get(name, "") for name in ("Host", "X-Forwarded-Host"))
+        authority = _authority_of(page)
+        return authority is not None and authority in [_authority(host.partition(",")[0], page) for host in hosts]
     return request.method != "GET" or "Mozilla/" not in request.headers.get("User-Agent", "")
 
 
@@ -159,12 +165,27 @@ def _authority(host: str, url: str) -> tuple[str, int | None] | None:
     return (found["literal"] or found["name"]).lower(), port
 
 
+@lru_cache(maxsize=256)
+def _name_in(host: str) -> str | None:
+    """The name or address in a `Host`, in lower case; None where it is none."""
+    found = _HOST.fullmatch(host)
+    return None if found is None else (found["literal"] or found["name"]).lower().removesuffix(".")
+
+
+@lru_cache(maxsize=256)
 def _is_loopback(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
     with suppress(ValueError):
         address = ipaddress.ip_address(name)
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return False
+
+
+def _is_address(name: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
     return False
 
 

@@ -102,6 +102,14 @@ async def test_an_encoding_that_is_not_known_is_refused_in_the_shape_of_the_path
     assert upstream.calls == []
 
 
+async def test_every_line_of_encodings_counts(service, upstream):
+    head = "POST /generations HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: identity\r\nContent-Encoding: br\r\n"
+    async with connected(service.url) as wire:
+        await wire.send(head.encode() + b"Content-Length: %d\r\n\r\n" % len(RAW) + RAW)
+        assert (await wire.answer())[0] == 415
+    assert upstream.calls == []
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, zstd.compress])
 async def test_the_limit_holds_for_what_a_body_is_when_decoded(service, upstream, pack):
     encoding = {gzip.compress: "gzip", zlib.compress: "deflate", zstd.compress: "zstd"}[pack]

@@ -71,6 +71,8 @@ FOREIGN = {
     "another scheme": {"Origin": "https://127.0.0.1"},
     "a name that begins like ours": {"Origin": "http://{host}.evil.example"},
     "nonsense": {"Origin": "http://["},
+    "nonsense in letters that look like ours": {"Origin": "http://\u212aocalhost"},
+    "a link in a mail, or a page that it leads over": {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
     "a page that it was linked from": {"Referer": EVIL + "/page", "User-Agent": BROWSER},
 }
 
@@ -101,6 +103,11 @@ OWN = {
     "our own page in an old browser": {"Origin": "http://{host}", "User-Agent": BROWSER},
     "our own page that was named in capitals": {"Origin": "HTTP://{host}"},
     "what its user typed": {"Sec-Fetch-Site": "none"},
+    "our own page in an old browser, behind a proxy that changes the host": {
+        "Origin": "http://dev.example:5173",
+        "X-Forwarded-Host": "dev.example:5173, localhost",
+        "User-Agent": BROWSER,
+    },
     "our own page in an old browser, by a GET": {"Referer": "http://{host}/page", "User-Agent": BROWSER},
 }
 
@@ -187,6 +194,8 @@ async def test_off_loopback_hosts_matter_once_some_are_named(start_node):
     api = Api(named.url.replace("0.0.0.0", "127.0.0.1"))
     assert (await ask(api, "GET", "/healthz", {"Host": "evil.example"})).status == 421
     assert (await ask(api, "GET", "/healthz", {"Host": "replay.example"})).status == 200
+    for address in ("10.2.3.4:8080", "[fd00::1]:8080"):  # as probes and scrapers do
+        assert (await ask(api, "GET", "/readyz", {"Host": address})).status == 200
 
 
 # Pages that are allowed to call.
@@ -262,6 +271,12 @@ async def test_a_page_of_an_origin_that_is_not_allowed_may_not(open_node, upstre
     assert not any(name.startswith("access-control") for name in answer.headers)
     assert is_refused(await ask(open_node, "POST", "/generations", headers, CHAT), "/generations")
     assert upstream.calls == []
+
+
+async def test_an_origin_in_other_letters_is_no_allowed_one(make_node):
+    api = (await make_node(cors_origins="https://k.example")).api
+    answer = await ask(api, "GET", "/healthz", {"Origin": "https://\u212a.example"})
+    assert (answer.status, answer.headers.get("access-control-allow-origin")) == (200, None)
 
 
 async def test_where_every_origin_may_none_gets_credentials(make_node, upstream):
