@@ -107,7 +107,7 @@ class App:
             node=self.name,
             redaction=Redaction(config.secrets(settings)),
         )
-        orphans = Orphans(store, self.hub, self.producers, counters, node=self.name)
+        orphans = Orphans(store, self.hub, self.producers, counters, node=self.name, lease_s=settings.lease_s)
         node = Node(store, self.hub, chronicle, self.producers, orphans, settings, name=self.name)
         await node.start(alone=alone)
         parts.push_async_callback(node.stop)

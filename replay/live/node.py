@@ -55,7 +55,6 @@ class Node:
     async def start(self, *, alone: bool) -> None:
         """Take the lease and begin. ``alone``: no other node can be using this Valkey."""
         self._orphans.alone = alone
-        self._orphans.trust_after(self._settings.lease_s)
         self._store.on_reconnect.append(self._reconnected)
         self._store.on_missed.append(self._producers.check)
         await self._store.attend(self.name, notified=self._producers.notified, deleted=self._producers.deleted)
@@ -75,7 +74,10 @@ class Node:
         ]
 
     async def _renew(self) -> None:
-        if not await self._store.renew_lease(self.name, self._lease_ms):
+        lease = await self._store.renew_lease(self.name, self._lease_ms)
+        if not lease.stood:
+            self._orphans.note_lost_leases()
+        if not lease.watching_stood:
             self._told = {}  # what was said of the readers here has run out
 
     async def _take_census(self) -> None:

@@ -25,25 +25,27 @@ _TOLD_S = 2.0
 class Orphans:
     """Looks for orphans, but not while leases may be missing for another reason than a node's death."""
 
-    def __init__(self, store: EventStore, hub: Hub, producers: Producers, counters: Counters, *, node: str) -> None:
+    def __init__(
+        self, store: EventStore, hub: Hub, producers: Producers, counters: Counters, *, node: str, lease_s: float
+    ) -> None:
         self._store = store
         self._hub = hub
         self._producers = producers
         self._counters = counters
         self._node = node
-        self._began = asyncio.get_running_loop().time()
-        self._grace_s = 0.0  # what every node has to renew its lease, after this one began and after Valkey was away
+        self._lease_s = lease_s  # what every node has to renew its lease, wherever leases may have been lost
+        self._lost_at = asyncio.get_running_loop().time()  # when that was; this node's start counts as such
         self.alone = False  # no other node can be using this Valkey: whatever is not ours is lost
         self._unclaimed: set[str] = set()  # ours by the list, but nobody here produces them
 
-    def trust_after(self, seconds: float) -> None:
-        """Give every node that long to renew its lease whenever it may have run out."""
-        self._grace_s = seconds
+    def note_lost_leases(self) -> None:
+        """Valkey has lost leases: nobody is dead for want of one until all had the time to renew theirs."""
+        self._lost_at = asyncio.get_running_loop().time()
 
     @property
     def _trusted(self) -> bool:
-        since_began = asyncio.get_running_loop().time() - self._began
-        return self.alone or min(since_began, self._store.steady_for) >= self._grace_s
+        since = asyncio.get_running_loop().time() - self._lost_at
+        return self.alone or min(since, self._store.leases_steady_for) >= self._lease_s
 
     async def sweep(self) -> None:
         """End what is orphaned."""
@@ -52,9 +54,11 @@ class Orphans:
         live = read | await self._store.live()
         if not live:
             return
-        alive = {self._node} | await self._alive(set(live.values()))
-        if not self._trusted:  # also where Valkey has come back with these answers
+        alive = await self._alive({self._node, *live.values()})
+        # Also where Valkey has come back with these answers, or has lost the lease of this node, which lives.
+        if not self._trusted or (self._node not in alive and not self.alone):
             return
+        alive.add(self._node)
         unclaimed = {name for name, node in live.items() if node == self._node and name not in self._producers}
         lost = [name for name, node in live.items() if node not in alive]
         suspects, self._unclaimed = (*lost, *(unclaimed & self._unclaimed)), unclaimed

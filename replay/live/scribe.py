@@ -167,11 +167,12 @@ class Scribe:
 
     async def _catch_up(self, known: _Known, last: Event | None) -> None:
         """Know what the log has got meanwhile; it ends with an event that was not expected."""
-        if last is None or (known.last is not None and last.id.seq <= known.last.seq):
+        before = known.last
+        if last is not None and (before is None or last.id > before):
+            await self._read(known, before or known.since)
+            known.last = known.last or last.id  # all it has may be older
+        if known.last == before:
             self._known = None  # it was lost, and may have grown again
-            return
-        await self._read(known, known.last or known.since)
-        known.last = known.last or last.id  # all it has may be older
 
     async def _read(self, known: _Known, after: EventId, *, until: EventId | None = None) -> None:
         while True:

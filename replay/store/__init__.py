@@ -53,6 +53,13 @@ class Page(NamedTuple):
         return [row.generation_id for row in self.rows]
 
 
+class Renewed(NamedTuple):
+    """What stood of a node when it renewed its lease."""
+
+    stood: bool  # the lease
+    watching_stood: bool  # what it said with `watch`
+
+
 class Listener(Protocol):
     """Who follows a log on its channel."""
 
@@ -184,8 +191,12 @@ class EventStore(Protocol):
     async def release(self, key: str) -> None:
         """Unbind an idempotency key."""
 
-    async def renew_lease(self, node: str, lease_ms: int) -> bool:
-        """Say that a node is alive for that long; whether what it said with `watch` still stands."""
+    @property
+    def leases_steady_for(self) -> float:
+        """Seconds since Valkey was last away for leases; infinite when it never was."""
+
+    async def renew_lease(self, node: str, lease_ms: int) -> Renewed:
+        """Say that a node is alive for that long; whether what it has said before still stood."""
 
     async def end_lease(self, node: str) -> None:
         """Say that a node is gone."""

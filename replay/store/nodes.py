@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
-from replay.store import keys
+from replay.store import Renewed, keys
 from replay.store.connection import Link, at_once
 from replay.store.keys import Keys
 
@@ -18,14 +18,19 @@ class NodeCalls:
     _keys: Keys
     _reads: Link
 
-    async def renew_lease(self, node: str, lease_ms: int) -> bool:
-        """Say that a node is alive for that long; whether what it said with `watch` still stands."""
+    @property
+    def leases_steady_for(self) -> float:
+        """Seconds since the connection of leases was last away; infinite when it never was."""
+        return self._reads.steady_for
+
+    async def renew_lease(self, node: str, lease_ms: int) -> Renewed:
+        """Say that a node is alive for that long."""
         await self._reads.ready()
         call = self._reads.start_call
         seconds, _ = await call("TIME")  # one clock for all nodes
         now_ms = int(seconds) * 1000
-        _, watched, _ = await asyncio.gather(
-            call("SET", self._keys.node(node), "1", "PX", lease_ms),
+        before, watched, _ = await asyncio.gather(
+            call("SET", self._keys.node(node), "1", "GET", "PX", lease_ms),
             call("PEXPIRE", self._keys.watching(node), lease_ms),
             at_once(
                 self._reads,
@@ -34,7 +39,7 @@ class NodeCalls:
                 ("PEXPIRE", self._keys.nodes, keys.LISTS_MS),
             ),
         )
-        return bool(watched)
+        return Renewed(before is not None, bool(watched))
 
     async def end_lease(self, node: str) -> None:
         """Say that a node is gone."""

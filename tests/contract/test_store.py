@@ -940,13 +940,14 @@ async def test_node_is_alive_as_long_as_its_lease(store, other):
     assert await store.alive([]) == set()
 
 
-async def test_lease_tells_whether_what_the_node_said_still_stands(store, valkey):
-    assert not await store.renew_lease("node_1", 60_000)
+async def test_lease_tells_what_of_the_node_still_stood(store, valkey):
+    assert await store.renew_lease("node_1", 60_000) == (False, False)
+    assert await store.renew_lease("node_1", 60_000) == (True, False)
     await store.watch("node_1", {"a": 1}, 60_000)
-    assert await store.renew_lease("node_1", 60_000)
+    assert await store.renew_lease("node_1", 60_000) == (True, True)
     async with valkey.client() as client:
         await client.flushall()
-    assert not await store.renew_lease("node_1", 60_000)
+    assert await store.renew_lease("node_1", 60_000) == (False, False)
 
 
 async def test_watchers_are_the_sum_over_the_other_nodes(store):

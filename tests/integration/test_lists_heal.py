@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from support.api import assert_problem, text_of
 from support.deadlines import eventually
@@ -117,3 +119,51 @@ async def test_a_generation_is_listed_again_when_its_log_is_put_back(make_node, 
     await call.finish()
     await node.api.ended(id)
     assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize("loss", ["FLUSHALL", "DEL"])
+async def test_a_node_that_lives_is_not_taken_for_dead_when_valkey_loses_all_leases(make_node, valkey, upstream, loss):
+    # given a generation on one node, read on another, with leases that are looked at more often than they are renewed
+    here, there = await make_node(lease_s=6), await make_node(lease_s=6)
+    await asyncio.sleep(6)  # both are trusted to know who lives
+    id = (await here.api.start())["id"]
+    call = await upstream.called()
+    async with there.api.source(id) as source:
+        await call.say("a ")
+        await source.event("token")
+
+        # when all leases are lost without a connection being cut, again and again
+        async with valkey.client() as client:
+            for turn in range(3):
+                leases = [key async for key in client.scan_iter("replay:node:*")]
+                await client.execute_command(*(["FLUSHALL"] if loss == "FLUSHALL" else ["DEL", *leases]))
+                await call.say(f"{turn} ")
+                await asyncio.sleep(1.5)
+
+        # then nothing is ended for it
+        await call.finish()
+        assert (await source.event("end")).json()["status"] == "completed"
+        assert text_of(source.received) == "a 0 1 2 "
+        assert_whole(source.received)
+
+
+@pytest.mark.parametrize("link", ["channels", "appends"])
+async def test_a_connection_that_comes_and_goes_keeps_no_dead_node_alive(make_node, valkey, upstream, link):
+    here, there = await make_node(), await make_node()
+    id = (await here.api.start())["id"]
+    await upstream.called()
+    here.kill()
+
+    async def cut_again() -> None:
+        async with valkey.client() as client:
+            while True:
+                for connection in await client.client_list():
+                    if connection["name"] == f"replay-{link}":
+                        await client.client_kill_filter(_id=connection["id"])
+                await asyncio.sleep(0.7)
+
+    cutting = asyncio.create_task(cut_again())
+    try:
+        assert (await there.api.ended(id))["status"] == "interrupted"
+    finally:
+        cutting.cancel()
