@@ -116,7 +116,9 @@ class Settings:
         least=100,
     )
     max_bodies_bytes: int = _setting(
-        256 << 20, "all request bodies that are being received; beyond it callers are told to come back", least=1024
+        256 << 20,
+        "what is beyond 64 KiB of all request bodies that are here; callers above it are told to come back",
+        least=1024,
     )
     request_timeout_s: float = _setting(
         30.0,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from replay.config import Settings
 from replay.errors import BodyTooLarge, InvalidRequest, Overloaded, RequestTimeout, UnsupportedEncoding
+from replay.offload import offload
 from replay.wire import json
 
 if sys.version_info >= (3, 14):
@@ -42,32 +44,38 @@ _DECODERS: dict[str, Callable[[bytes], _Decoder]] = {
     # No larger a window than RFC 9659 lets a sender use: a frame may ask for memory that it never fills.
     "zstd": lambda _: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23}),
 }
-_AT_ONCE = 64 << 10  # bytes of a body that is looked at in a moment
+SIZE = "body_size"  # where a request holds about how many bytes its body has
+
+_SMALL = 64 << 10  # bytes; nearly all bodies are
+_MOST_TREES = 2  # a tree takes some ten times its bytes
+_TRY_AGAIN = "there are too many large request bodies here just now; try again in a second"
 _KNOWN = "gzip, deflate, zstd"
 
 
 class Bodies:
-    """Reads the bodies of a node's requests, and bounds what they take."""
+    """Reads the bodies of a node's requests, and bounds what the large ones take: in bytes, and as trees."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._held = 0  # bytes of those that are being received
+        self._held = 0  # bytes of large ones beyond what is anybody's
+        self._trees = asyncio.Semaphore(_MOST_TREES)
 
-    async def read_object(self, request: web.Request) -> dict[str, Any]:
-        """The JSON object that is a request's body.
+    @asynccontextmanager
+    async def read_object(self, request: web.Request) -> AsyncIterator[dict[str, Any]]:
+        """The JSON object that is a request's body; nobody may have it any more when the context ends.
 
         Raises BodyTooLarge, for what was sent and for what it is when decoded; Overloaded; RequestTimeout;
         UnsupportedEncoding; InvalidRequest where it is no JSON object, or not what its headers announce.
         """
         settings = self._settings
         encoding = _encoding(request)
-        raw = await self._receive(request)
-        if encoding is None and len(raw) <= _AT_ONCE:
-            return _parsed(raw, settings)
-        # Others go on meanwhile, but for what only C code does.
-        return await asyncio.to_thread(lambda: _parsed(_decoded(raw, encoding, settings), settings))
+        with _Share(self) as share:
+            raw = await self._receive(request, share)
+            request[SIZE] = len(raw) if encoding is None else settings.max_body_bytes
+            async with self._turn() if request[SIZE] > _SMALL else nullcontext():
+                yield await offload(request[SIZE], lambda: _parsed(_decoded(raw, encoding, settings), settings))
 
-    async def _receive(self, request: web.Request) -> bytes:
+    async def _receive(self, request: web.Request, share: _Share) -> bytes:
         settings = self._settings
         most = settings.max_body_bytes
         if request.content_length is not None and request.content_length > most:
@@ -77,18 +85,53 @@ class Bodies:
             async with asyncio.timeout(settings.request_timeout_s):
                 while piece := await request.content.readany():
                     raw += piece
-                    self._held += len(piece)
                     if len(raw) > most:
                         raise BodyTooLarge(f"body: expected at most {most} bytes")
-                    if self._held > settings.max_bodies_bytes:
-                        raise Overloaded("too many request bodies are being received; try again in a second")
+                    share.grow_to(len(raw))
         except TimeoutError:
             raise RequestTimeout(f"body: expected within {settings.request_timeout_s:g} s") from None
         except (HttpProcessingError, web.RequestPayloadError) as error:
             raise InvalidRequest("body: expected it to be of the length that its headers name") from error
-        finally:
-            self._held -= len(raw)
         return bytes(raw)
+
+    def hold(self, more: int) -> None:
+        """Count bytes that a large body takes more, or, below 0, gives back; raises Overloaded."""
+        self._held += more
+        if more > 0 and self._held > self._settings.max_bodies_bytes:
+            raise Overloaded(_TRY_AGAIN)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of the few large bodies that are trees at a time."""
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                await self._trees.acquire()
+        except TimeoutError:
+            raise Overloaded(_TRY_AGAIN) from None
+        try:
+            yield
+        finally:
+            self._trees.release()
+
+
+class _Share:
+    """What one body takes of what all may take. Little is anybody's: the number of connections bounds that."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._taken = 0
+
+    def grow_to(self, size: int) -> None:
+        """Take more; raises Overloaded."""
+        more = max(0, size - _SMALL) - self._taken
+        self._taken += more
+        self._bodies.hold(more)
+
+    def __enter__(self) -> _Share:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bodies.hold(-self._taken)
 
 
 def shown(value: Any) -> str:

@@ -70,10 +70,11 @@ class Generations:
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         """Start a generation; answer with its object, or with its event stream where that is asked for."""
-        order = await read_order(request, self._bodies, self._settings)
         media_type = negotiation.accepted(request, ("application/json", _STREAM))
         wish = read_wish(request) if media_type == _STREAM else None
-        started = await self._starter.start(order)
+        async with self._bodies.read_object(request) as body:
+            started = await self._starter.start(read_order(request, body, self._settings))
+            del body
         generation_id = started.feed.generation_id
         if wish is not None:
             return await self._events.answer(request, generation_id, wish)

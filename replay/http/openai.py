@@ -151,17 +151,17 @@ class Completions:
         return await self._answer(request, *await self._start_completion(request))
 
     async def _start_chat(self, request: web.Request) -> tuple[Feed, Face | None]:
-        body = await self._calls.bodies.read_object(request)
-        return await self._start(request, chat_request(body), Api.CHAT)
+        async with self._calls.bodies.read_object(request) as body:
+            return await self._start(request, chat_request(body), Api.CHAT)
 
     async def _start_completion(self, request: web.Request) -> tuple[Feed, Face | None]:
-        body = await self._calls.bodies.read_object(request)
-        if not isinstance(body.get("prompt"), str | list):
-            raise InvalidRequest(f"prompt: expected a string or a list, got {shown(body.get('prompt'))}")
-        return await self._start(request, body, Api.COMPLETIONS)
+        async with self._calls.bodies.read_object(request) as body:
+            if not isinstance(body.get("prompt"), str | list):
+                raise InvalidRequest(f"prompt: expected a string or a list, got {shown(body.get('prompt'))}")
+            return await self._start(request, body, Api.COMPLETIONS)
 
     async def _start(self, request: web.Request, body: dict[str, Any], api: Api) -> tuple[Feed, Face | None]:
-        """Start it; the face of its stream, None where the whole is wanted. Nobody has the body after that."""
+        """Start it; the face of its stream, None where the whole is wanted."""
         calls = self._calls
         options = body.pop("replay", None)
         stream = take_flag(body, "stream")

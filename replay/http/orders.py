@@ -9,7 +9,7 @@ from aiohttp import web
 
 from replay.config import Settings
 from replay.errors import InvalidRequest
-from replay.http.bodies import Bodies, shown
+from replay.http.bodies import SIZE, shown
 from replay.live.starter import Order
 from replay.model.generation import check_generation_id
 from replay.upstream import CREDENTIALS, Api
@@ -20,9 +20,8 @@ _LONGEST_KEY = 255
 _LONGEST_MODEL = 512  # every list carries it
 
 
-async def read_order(request: web.Request, bodies: Bodies, settings: Settings) -> Order:
-    """The order in a request's body and headers; raises InvalidRequest, and what reading a body raises."""
-    body = await bodies.read_object(request)
+def read_order(request: web.Request, body: dict[str, Any], settings: Settings) -> Order:
+    """The order in a request's body and headers; raises InvalidRequest."""
     options = body.pop("replay", None)
     body.pop("stream", None)  # upstream calls always stream
     return order_of(request, chat_request(body), options, settings)
@@ -62,6 +61,7 @@ def order_of(
         metadata=_metadata(options, body, settings),
         abandon_after_ms=None if abandon_after_s is None else math.ceil(abandon_after_s * 1000),
         idempotency_key=_idempotency_key(request),
+        size=request.get(SIZE, 0),
     )
 
 

@@ -72,15 +72,15 @@ class ResponseCalls:
         return await calls.failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
 
     async def _start(self, request: web.Request) -> tuple[Feed, bool, bool]:
-        """Start it; whether its events are wanted, and whether in the background. Nobody has the body after that."""
+        """Start it; whether its events are wanted, and whether in the background."""
         calls = self._calls
-        body = await calls.bodies.read_object(request)
-        options = body.pop("replay", None)
-        stream, background = take_flag(body, "stream"), take_flag(body, "background")
-        repeated = self._repeated(body | {"background": background})
-        _check(body)
-        order = order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated)
-        return await calls.start(replace(order, prepare=self._continued)), stream, background
+        async with calls.bodies.read_object(request) as body:
+            options = body.pop("replay", None)
+            stream, background = take_flag(body, "stream"), take_flag(body, "background")
+            repeated = self._repeated(body | {"background": background})
+            _check(body)
+            order = order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated)
+            return await calls.start(replace(order, prepare=self._continued)), stream, background
 
     def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the response repeats of its request; it stands in the log, so what is bulky or not to be kept is not."""

@@ -62,23 +62,29 @@ class Tokens:
         if cursor:
             return await self._resume(request, cursor)
         self._origins.refuse_foreign(request)  # it costs money, and any page may make a browser send a GET
-        return await self._start(request, _body_of(request), None)
+        return await self._show(request, await self._start(request, _body_of(request), None))
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """The same with a body of JSON."""
-        body = await self._calls.bodies.read_object(request)
         cursor = request.headers.get("Last-Event-ID")
         if cursor:
             return await self._resume(request, cursor)
-        options = body.pop("replay", None)
-        body.pop("stream", None)
-        return await self._start(request, body, options)
+        return await self._show(request, await self._start_asked(request))
 
-    async def _start(self, request: web.Request, body: dict[str, Any], options: Any) -> web.StreamResponse:
+    async def _start_asked(self, request: web.Request) -> Feed:
+        async with self._calls.bodies.read_object(request) as body:
+            options = body.pop("replay", None)
+            body.pop("stream", None)
+            return await self._start(request, body, options)
+
+    async def _start(self, request: web.Request, body: dict[str, Any], options: Any) -> Feed:
         calls = self._calls
         if not isinstance(body.get("prompt"), str):
             raise InvalidRequest("prompt: expected a string")
-        feed = await calls.start(order_of(request, chat_request(body), options, calls.settings, api=Api.CHAT))
+        return await calls.start(order_of(request, chat_request(body), options, calls.settings, api=Api.CHAT))
+
+    async def _show(self, request: web.Request, feed: Feed) -> web.StreamResponse:
+        calls = self._calls
         await self._first_token(feed)
         if said_nothing(feed):
             return await calls.failure(feed)

@@ -17,6 +17,7 @@ from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.model.event import Event, Kind, number
 from replay.model.generation import End, Start, Status, new_generation_id
+from replay.offload import offload
 from replay.store import EventStore
 from replay.upstream import Api, Call, Upstream
 from replay.wire import json
@@ -44,6 +45,7 @@ class Order:
     metadata: dict[str, Any] | None = None
     abandon_after_ms: int | None = None
     idempotency_key: str | None = None
+    size: int = 0  # about how many bytes of JSON the request is
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class Starter:
         claim = hashlib.sha256(key.encode()).hexdigest()
         wanted = {
             "id": order.generation_id or new_generation_id(),
-            "body": _fingerprint(order),
+            "body": await offload(order.size, lambda: _fingerprint(order)),
         }
         if self._hub.healing and await self._store.claimed(claim) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
@@ -146,18 +148,8 @@ class Starter:
             api=order.api,
             response=order.response,
         )
-        kept, keys = without_keys(request)
-        call = Call(
-            api=order.api or Api.CHAT,
-            model=model,
-            body=json.dumps(request),
-            keys=frozenset(keys),
-            credentials=order.credentials,
-            # OpenAI's clients try again by themselves.
-            retries=self._settings.upstream_retries if order.api is None else 0,
-        )
-        raw = json.dumps(kept) if order.keep_request else b""
-        opening = _Opening(start, raw if len(raw) <= self._settings.max_kept_request_bytes else b"")
+        call, kept = await offload(order.size, lambda: self._written(order, request))
+        opening = _Opening(start, kept)
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())
         try:
@@ -168,6 +160,21 @@ class Starter:
             raise
         self._producers.produce(feed, call)
         return Started(feed, created=True)
+
+    def _written(self, order: Order, request: dict[str, Any]) -> tuple[Call, bytes]:
+        """The request as it is for the upstream, and as it is kept; empty where it is not."""
+        kept, keys = without_keys(request)
+        call = Call(
+            api=order.api or Api.CHAT,
+            model=request["model"],
+            body=json.dumps(request),
+            keys=frozenset(keys),
+            credentials=order.credentials,
+            # OpenAI's clients try again by themselves.
+            retries=self._settings.upstream_retries if order.api is None else 0,
+        )
+        raw = json.dumps(kept) if order.keep_request else b""
+        return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""
 
     async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:
         """Create the log; raises GenerationExists when somebody was faster."""

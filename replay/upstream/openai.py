@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
 from replay.errors import UpstreamError, UpstreamInvalid
+from replay.offload import offload
 from replay.redaction import secrets_in_headers
 from replay.upstream import Api, Call
 from replay.upstream.transport import Transport
@@ -98,13 +100,14 @@ class OpenAIUpstream:
         counted, plain = self._counts_usage, self._omits_obfuscation
         while True:
             api = call.api if native or call.api is not Api.RESPONSES else Api.CHAT
+            content = await offload(len(call.body), partial(_content, call, api, counted=counted, plain=plain))
             try:
                 response = await self._transport.request(
                     "POST",
                     _PATHS[api],
                     credentials=call.credentials,
                     secrets=call.secrets,
-                    content=_content(call, api, counted=counted, plain=plain),
+                    content=content,
                     retries=call.retries,
                 )
             except UpstreamError as error:

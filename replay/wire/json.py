@@ -20,11 +20,13 @@ DEEPEST = 200  # levels; orjson writes 254, and a chat request has about ten
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|([,\[{])', re.DOTALL)
 # What orjson would read as another number: more than 64 bits, or beyond a double.
 _LONG_NUMBER = re.compile(rb"\d{19}|[eE]\+?\d{3}")
+_LONGEST_BEGINNING = 19
+_PIECE = 256 << 10
 
 
 def loads(raw: bytes) -> Any:
     """Parse one JSON text, UTF-8; raises ValueError when it is not one."""
-    if _LONG_NUMBER.search(raw) is None:
+    if not _has_long_number(raw):
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:
@@ -38,6 +40,12 @@ def dumps(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _has_long_number(raw: bytes) -> bool:
+    # Piece by piece: a thread that looks through megabytes lets others go on only between two calls.
+    starts = range(0, len(raw), _PIECE)
+    return any(_LONG_NUMBER.search(raw, start, start + _PIECE + _LONGEST_BEGINNING) for start in starts)
 
 
 def _finite(text: str) -> float:

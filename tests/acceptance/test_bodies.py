@@ -154,20 +154,46 @@ async def test_bodies_that_are_received_at_once_have_a_limit_together(make_node,
     # given two callers who have sent most of a body
     node = await make_node(max_bodies_bytes=1 << 20)
     upstream.script = say("a")
-    head = f"POST /generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {600 << 10}\r\n\r\n"
+    head = f"POST /generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {700 << 10}\r\n\r\n"
     async with connected(node.url) as one, connected(node.url) as other:
-        await one.send(head + '{"prompt":"Hi","user":"' + "x" * (550 << 10))
+        await one.send(head + '{"prompt":"Hi","user":"' + "x" * (640 << 10))
 
         # when the second goes too far, then that one is told to come back
-        await other.send(head + '{"prompt":"Hi","user":"' + "x" * (550 << 10))
+        await other.send(head + '{"prompt":"Hi","user":"' + "x" * (640 << 10))
         answer = await other.answer()
         assert answer is not None
         assert (answer[0], b'"overloaded"' in answer[1]) == (503, True)
 
         # and the first is served, and so is whoever comes after it
-        await one.send("x" * (50 * 1024 - 25) + '"}')
+        await one.send("x" * (60 * 1024 - 25) + '"}')
         assert (await one.answer())[0] == 201
     assert (await send(node.api, "/generations", "", RAW + b" " * (900 << 10))).status == 201
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress])
+async def test_large_bodies_are_trees_a_few_at_a_time(make_node, upstream, pack):
+    # given bodies within every limit that take a hundred times their bytes
+    node = await make_node()
+    upstream.script = say("a")
+    body = b'{"model":"m","prompt":"Hi","tools":[' + b'{"a":1},' * 80_000 + b"0]}"
+    sent = body if pack is None else pack(body)
+    before = node.peak_memory
+
+    # when many come at once, then all are taken, and no more than a few take memory at a time
+    encoding = "" if pack is None else "gzip"
+    answers = await asyncio.gather(*(send(node.api, "/generations", encoding, sent) for _ in range(30)))
+    assert [answer.status for answer in answers] == [201] * 30
+    assert node.peak_memory - before < 300 << 20
+
+
+async def test_small_bodies_are_taken_however_many_large_ones_are_on_their_way(make_node, upstream):
+    node = await make_node(max_bodies_bytes=1 << 20)
+    upstream.script = say("a")
+    head = f"POST /generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {8 << 20}\r\n\r\n"
+    async with connected(node.url) as wire:
+        await wire.send(head + "x" * (1100 << 10))
+        for _ in range(3):
+            assert (await send(node.api, "/generations", "", RAW + b" " * (60 << 10))).status == 201
 
 
 async def test_a_request_is_let_go_of_once_the_upstream_has_it(make_node, upstream):

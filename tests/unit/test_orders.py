@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -29,7 +30,8 @@ async def order(body: Any = None, *, raw: bytes | None = None, **headers: str) -
     payload.feed_data(json.dumps(body).encode() if raw is None else raw)
     payload.feed_eof()
     request = make_mocked_request("POST", "/generations", headers=headers, payload=payload)
-    return await read_order(request, Bodies(SETTINGS), SETTINGS)
+    async with Bodies(SETTINGS).read_object(request) as read:
+        return replace(read_order(request, read, SETTINGS), size=0)
 
 
 def _in_short(value: Any) -> str:
