@@ -33,6 +33,11 @@ class Ends(NamedTuple):
     last: Event
     expires_at_ms: int | None
 
+    @property
+    def size(self) -> int:
+        """Bytes of both entries."""
+        return len(self.first.entry) + len(self.last.entry)
+
 
 class Row(NamedTuple):
     """A generation on the list of recent ones, which is ordered by time and, within a millisecond, by id."""
