@@ -78,16 +78,15 @@ class Catalogue:
     async def _ends(self, page: Page) -> list[Ends | None]:
         """The ends of the logs of a page; what has no log any more is taken off the list."""
         all_ends = await self._store.ends(page.generation_ids)
-        if not self._hub.healing:
-            long_ago_ms = now_ms() - _NEW_MS
-            await self._store.forget(
-                [
-                    row
-                    for row, ends in zip(page.rows, all_ends, strict=True)
-                    if ends is None and row.created_ms < long_ago_ms and row.generation_id not in self._producers
-                ]
-            )
+        gone = [row for row, ends in zip(page.rows, all_ends, strict=True) if ends is None and self._is_gone(row)]
+        if gone and not self._hub.healing:
+            # To the end, also when whoever wants the list leaves: a row may have to be put back.
+            await asyncio.shield(self._producers.own(self._store.forget(gone)))
         return all_ends
+
+    def _is_gone(self, row: Row) -> bool:
+        """Whether a generation without a log is neither just being started nor produced here."""
+        return row.created_ms < now_ms() - _NEW_MS and row.generation_id not in self._producers
 
 
 class _Look:
