@@ -8,6 +8,7 @@ Only the live ones are few, and on a list of their own.
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
@@ -24,7 +25,8 @@ from replay.wire.events import decode_end, decode_start
 
 _BITE = 50  # rows that are looked at in one go, on this loop and in Valkey
 _MOST_BITES = 40  # for one answer: 2,000 generations, some 60 ms
-_MOST_BYTES = 2 << 20  # of entries, for one answer: metadata may be large, and an answer is made and written in one go
+_MOST_BYTES = 1 << 20  # of entries, for one answer: where metadata is large, that takes as long; 0.1 s at the worst
+_SLICE = 16 << 10  # bytes of entries that are looked at before others have their turn: some 2 ms at most
 _NEW_MS = 60_000  # a generation is on the list before it has a log
 
 
@@ -49,14 +51,14 @@ class Catalogue:
         self._store = store
         self._hub = hub
         self._producers = producers
+        self._turn = asyncio.Lock()  # however many lists are asked for, one is looked through at a time
 
     async def find(self, selection: Selection, *, before: Row | None, limit: int) -> Found:
         """The next ``limit`` that are wanted, or fewer, or none, although there may be more.
 
         Followed from ``next`` to ``next``, every one that was there all the time and is wanted comes once.
         """
-        listed: list[Listed] = []
-        size = 0
+        look = _Look(selection, limit)
         cursor = _first(selection, before)
         if selection.live_only:
             recent = _Live(await self._store.live_rows()).recent
@@ -64,30 +66,56 @@ class Catalogue:
             recent = partial(self._store.recent, since_ms=selection.since_ms)
         for _ in range(_MOST_BITES):
             page = await recent(before=cursor, limit=_BITE)
-            for row, ends in zip(page.rows, await self._ends(page), strict=True):
-                if ends is not None and selection.has(generation := generation_of(ends)):
-                    listed.append(Listed(generation, ends.expires_at_ms))
-                    size += len(ends.first.entry) + len(ends.last.entry)
-                if len(listed) == limit or size > _MOST_BYTES:
-                    return Found(listed, None if page.next is None and row == page.rows[-1] else row)
+            async with self._turn:
+                last = await look.at(page.rows, await self._ends(page))
+            if last is not None:
+                return Found(look.listed, None if page.next is None and last == page.rows[-1] else last)
             cursor = page.next
             if cursor is None:
                 break
-        return Found(listed, cursor)
+        return Found(look.listed, cursor)
 
     async def _ends(self, page: Page) -> list[Ends | None]:
         """The ends of the logs of a page; what has no log any more is taken off the list."""
         all_ends = await self._store.ends(page.generation_ids)
-        if not self._hub.healing:
-            long_ago_ms = now_ms() - _NEW_MS
-            await self._store.forget(
-                [
-                    row
-                    for row, ends in zip(page.rows, all_ends, strict=True)
-                    if ends is None and row.created_ms < long_ago_ms and row.generation_id not in self._producers
-                ]
-            )
+        gone = [row for row, ends in zip(page.rows, all_ends, strict=True) if ends is None and self._is_gone(row)]
+        if gone and not self._hub.healing:
+            # To the end, also when whoever wants the list leaves: a row may have to be put back.
+            await asyncio.shield(self._producers.own(self._store.forget(gone)))
         return all_ends
+
+    def _is_gone(self, row: Row) -> bool:
+        """Whether a generation without a log is neither just being started nor produced here."""
+        return row.created_ms < now_ms() - _NEW_MS and row.generation_id not in self._producers
+
+
+class _Look:
+    """What one answer has looked at, and what it has found."""
+
+    def __init__(self, selection: Selection, limit: int) -> None:
+        self.listed: list[Listed] = []
+        self._selection = selection
+        self._limit = limit
+        self._size = 0
+        self._slice = 0
+
+    async def at(self, rows: Sequence[Row], all_ends: Sequence[Ends | None]) -> Row | None:
+        """Look at some more; the row that the answer ends with, where that is one of them."""
+        for row, ends in zip(rows, all_ends, strict=True):
+            if ends is not None:
+                self._take(ends)
+            if len(self.listed) == self._limit or self._size > _MOST_BYTES:
+                return row
+            if self._slice > _SLICE:
+                self._slice = 0
+                await asyncio.sleep(0)
+        return None
+
+    def _take(self, ends: Ends) -> None:
+        self._size += ends.size
+        self._slice += ends.size
+        if self._selection.has(generation := generation_of(ends)):
+            self.listed.append(Listed(generation, ends.expires_at_ms))
 
 
 class _Live:

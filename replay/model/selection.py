@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from replay.model.generation import Generation, Status
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once: there may be many values
 _LIVE = frozenset(status for status in Status if not status.terminal)
 
 
@@ -37,7 +38,7 @@ class Selection:
             and (self.since_ms is None or created_ms >= self.since_ms)
             and (self.until_ms is None or created_ms <= self.until_ms)
             and all(_has_member(start.metadata, key, value) for key, value in self.metadata)
-            and (self.text is None or any(_contains(text, self.text) for text in _texts(generation)))
+            and (self.text is None or _any_contains(_texts(generation), self.text.casefold()))
         )
 
 
@@ -45,8 +46,8 @@ def _has_member(metadata: dict[str, Any] | None, key: str, value: str) -> bool:
     return metadata is not None and key in metadata and _as_text(metadata[key]) == value
 
 
-def _contains(text: str, part: str) -> bool:
-    return part.casefold() in text.casefold()
+def _any_contains(texts: Iterable[str], part: str) -> bool:
+    return any(part in text.casefold() for text in texts)
 
 
 def _texts(generation: Generation) -> Iterator[str]:
@@ -57,4 +58,4 @@ def _texts(generation: Generation) -> Iterator[str]:
 
 def _as_text(value: Any) -> str:
     """A text as it is; anything else as its JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return value if isinstance(value, str) else _encode(value)

@@ -33,6 +33,11 @@ class Ends(NamedTuple):
     last: Event
     expires_at_ms: int | None
 
+    @property
+    def size(self) -> int:
+        """Bytes of both entries."""
+        return len(self.first.entry) + len(self.last.entry)
+
 
 class Row(NamedTuple):
     """A generation on the list of recent ones, which is ordered by time and, within a millisecond, by id."""
@@ -180,7 +185,7 @@ class EventStore(Protocol):
         """
 
     async def forget(self, rows: Sequence[Row]) -> None:
-        """Take generations that are gone off the list of recent ones, unless they were listed anew meanwhile."""
+        """Take generations off the list of recent ones, but not those that have a log or were listed anew meanwhile."""
 
     async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
         """Bind an idempotency key to a value for some time; returns the value it is bound to."""

@@ -308,9 +308,24 @@ class ValkeyStore(NodeCalls):
         return Page(rows[:limit], rows[limit - 1] if len(rows) > limit else None)
 
     async def forget(self, rows: Sequence[Row]) -> None:
-        """Take generations that are gone off the list."""
-        if rows:
-            await self._reads.call("EVAL", _FORGET, 1, self._keys.recent, *(part for row in rows for part in row))
+        """Take generations that are gone off the list.
+
+        Whoever repairs a log appends first and then lists it, with the same time as before. So look for the log once
+        more when the row is off: either it is there by now, or it will be listed after that. A log is in another slot
+        than the list, so one script cannot do both; should this node die in between, such a row is lost.
+        """
+        if not rows:
+            return
+        parts = (part for row in rows for part in row)
+        taken = {name.decode() for name in await self._reads.call("EVAL", _FORGET, 1, self._keys.recent, *parts)}
+        off = [row for row in rows if row.generation_id in taken]
+        there = await self._reads.ask_all([("EXISTS", self._keys.events(row.generation_id)) for row in off])
+        for row in (row for row, exists in zip(off, there, strict=True) if exists):
+            await at_once(
+                self._reads,
+                ("ZADD", self._keys.recent, "NX", *row),
+                ("PEXPIRE", self._keys.recent, keys.LISTS_MS),
+            )
 
     async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
         """Bind an idempotency key, if it is not bound; returns what it is bound to."""

@@ -357,21 +357,19 @@ async def test_a_wait_can_have_an_end(connect, service, upstream):
 
 
 async def test_a_list_goes_through_all_pages(connect, service, upstream):
-    # given more generations than a page holds
+    # given more generations than a page holds, among those of other tests
     upstream.script = say("ok")
-    started = [(await service.start())["id"] for _ in range(110)]
-    for id in started:
-        await service.ended(id)
+    job = secrets.token_hex(8)
+    started = [await service.run(metadata={"job": job}) for _ in range(110)]
     client = connect(service.url)
-    # when
-    everything = [generation.id async for generation in client.list()]
-    newest = [generation.id async for generation in client.list(limit=105)]
-    completed = [generation.id async for generation in client.list(status=("completed", "cancelled"), limit=103)]
+
+    async def listed(**query: Any) -> list[str]:
+        return [generation.id async for generation in client.list(metadata={"job": job}, **query)]
+
     # then
-    known = (await service.get("/generations", limit=1000)).json()["generations"]
-    assert everything == [generation["id"] for generation in known]
-    assert newest == started[:-106:-1]
-    assert completed == started[:-104:-1]
+    assert await listed() == started[::-1]
+    assert await listed(limit=105) == started[:-106:-1]
+    assert await listed(limit=103, status=("completed", "cancelled")) == started[:-104:-1]
     with pytest.raises(InvalidRequest):
         [generation async for generation in client.list(status="happy")]
 

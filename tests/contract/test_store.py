@@ -413,6 +413,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.expire("g", 60_000),
         lambda: store.expire("nobody", 60_000),
         lambda: store.forget([Row(1000, "g2")]),
+        lambda: store.forget([Row(1000, "g")]),
         lambda: store.alive(["node_1", "node_2"]),
         lambda: store.recent(before=None, limit=10),
         lambda: store.unregister("nobody"),
@@ -845,6 +846,30 @@ async def test_generation_that_was_listed_anew_is_not_forgotten(store):
     await store.register("a", node="node_1", created_ms=2)
     await store.forget([row])
     assert (await store.recent(before=None, limit=5)).rows == [Row(2, "a")]
+
+
+@pytest.mark.parametrize("executed", [False, True], ids=["before it is forgotten", "after it is forgotten"])
+async def test_generation_whose_log_is_put_back_meanwhile_is_not_forgotten(proxied, other, valkey_proxy, executed):
+    # given a generation whose log is lost, and a node that takes it off the list for that
+    row = Row(1, "g")
+    await other.register("g", node="node_1", created_ms=1)
+    forgetting = await _held(valkey_proxy, proxied.forget([row]), executed=executed)
+    # when its producer puts back the log, and then what leads there
+    await other.append("g", number([b"s{}"], after=None, now_ms=1), after=None, ttl_ms=60_000)
+    await other.register("g", node="node_1", created_ms=1)
+    valkey_proxy.release()
+    await forgetting
+    # then it is listed
+    assert (await other.recent(before=None, limit=5)).rows == [row]
+
+
+async def _held(proxy: FaultProxy, call: Awaitable[None], *, executed: bool) -> asyncio.Future[None]:
+    """A call whose request, or whose reply, waits in the proxy."""
+    hold, held = (proxy.hold_replies, proxy.reply_held) if executed else (proxy.hold_requests, proxy.request_held)
+    hold()
+    running = asyncio.ensure_future(call)
+    await held()
+    return running
 
 
 async def test_recent_ones_can_be_had_from_a_time_on(store):
