@@ -43,6 +43,8 @@ def dumps(value: Any) -> bytes:
 
 
 def _has_long_number(raw: bytes) -> bool:
+    if len(raw) <= _PIECE:
+        return _LONG_NUMBER.search(raw) is not None
     # Piece by piece: a thread that looks through megabytes lets others go on only between two calls.
     starts = range(0, len(raw), _PIECE)
     return any(_LONG_NUMBER.search(raw, start, start + _PIECE + _LONGEST_BEGINNING) for start in starts)
