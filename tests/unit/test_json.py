@@ -1,4 +1,4 @@
-"""How many values a JSON text has, told without reading it."""
+"""JSON that survives, and how many values a text has, told without reading it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,32 @@ from chunk_streams import values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay.wire.json import has_more_values
+from replay.wire.json import has_more_values, loads
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(
+            "9223372036854775807",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "18446744073709551616",
+            "1" + "0" * 400,
+        ),
+        *("1e22", "1E22", "1e+22", "1e308", "1E+308", "1e-308", "1e-400", "0.1e0308", "123456789012345678"),
+        *("0.12345678901234567890123456789", "-0.0", "-0", "1234567890123456789012.5"),
+    ],
+)
+def test_a_number_is_read_as_it_is(number):
+    for text in (number, f"[{number}]", '{"a":"' + "x" * 300_000 + f'","b":{number}}}'):
+        assert repr(loads(text.encode())) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("number", ["1e309", "1E309", "-1e+400", "1e999999", "NaN", "-Infinity", "1e0000309"])
+def test_a_number_that_no_reader_could_hold_is_none(number):
+    with pytest.raises(ValueError, match=r".+"):
+        loads(f"[{number}]".encode())
 
 
 def number_of_separators(value: Any) -> int:
