@@ -62,7 +62,8 @@ class End(Event):
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None  # {"code", "message"}; None where it completed or somebody cancelled it
-    total_tokens: int = 0  # `Token` events
+    tokens: int = 0  # `Token` events; what the upstream counted is in `usage`
+    total_tokens: int = 0  # its name of old
     ttft_ms: int | None = None  # from the start to the first token; None without tokens
     duration_ms: int = 0
 

@@ -174,7 +174,8 @@ def describe(generation: Generation, expires_at_ms: int | None, subscribers: int
         "usage": end.usage,
         "error": end.error,
         "ended": generation.last_id.ms / 1000,
-        "total_tokens": end.total_tokens,
+        "tokens": end.total_tokens,
+        "total_tokens": end.total_tokens,  # its name of old
         "ttft_ms": end.ttft_ms,
         "duration_ms": end.duration_ms,
     }

@@ -165,7 +165,7 @@ def _start_data(event: Event) -> dict[str, Any]:
 def _end_data(event: Event) -> dict[str, Any]:
     end = asdict(decode_end(event.entry))
     del end["refusal"]  # for whoever made the call
-    return {"type": "end", **end, "timestamp": event.id.ms / 1000}
+    return {"type": "end", **end, "tokens": end["total_tokens"], "timestamp": event.id.ms / 1000}
 
 
 def _carried(chunk: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def ended(start: Start, created_ms: int, at_ms: int, end: End) -> bytes:
         finish_reason=end.finish_reason,
         error=end.error,
         usage=end.usage,
+        tokens=end.total_tokens,
         total_tokens=end.total_tokens,
         ttft_ms=end.ttft_ms,
         duration_ms=end.duration_ms,

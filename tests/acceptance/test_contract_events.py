@@ -361,7 +361,7 @@ async def test_openai_format_is_followed_live_without_live(service, upstream):
 async def test_tokens_join_to_the_visible_answer_and_are_counted(service, upstream, sample):
     events = await record(service, upstream, sample)
     end = events[-1].json()
-    assert end["total_tokens"] == sum(event.event == "token" for event in events)
+    assert end["tokens"] == sum(event.event == "token" for event in events)
     if not sample.cut:
         assert text_of(events) == VISIBLE[sample.name[:2]]
 
@@ -430,7 +430,7 @@ async def test_end_tells_tokens_usage_and_times(service, upstream):
     assert end["status"] == "completed"
     assert end["finish_reason"] == "length"
     assert end["usage"] == USAGE
-    assert end["total_tokens"] == 2
+    assert end["tokens"] == 2
     assert end["ttft_ms"] == pytest.approx(first - started, abs=50)
     assert end["duration_ms"] == pytest.approx(ended - started, abs=50)
     assert end["timestamp"] == pytest.approx(ended / 1000, abs=0.1)
@@ -440,7 +440,7 @@ async def test_end_tells_tokens_usage_and_times(service, upstream):
 async def test_ttft_is_null_without_tokens(service, upstream):
     upstream.script = play(SAMPLES["08-tool_calls"])
     end = (await service.log(await service.run()))[-1].json()
-    assert (end["total_tokens"], end["ttft_ms"]) == (0, None)
+    assert (end["tokens"], end["ttft_ms"]) == (0, None)
 
 
 # The rule behind all of it.

@@ -244,7 +244,7 @@ async def test_life_of_a_generation_is_told_as_it_happens(service, other_service
             assert {name: ended[name] for name in told} == {name: end[name] for name in told}
             assert (ended["type"], ended["model"], ended["created"]) == ("ended", "test-model", generation["created"])
             assert ended["ttft_ms"] == first["ttft_ms"]
-            assert ended["total_tokens"] == 3
+            assert ended["tokens"] == 3
     await settled(upstream, service, other_service)
     assert happened(await kept(other_service))[id] == WHOLE
 
@@ -277,7 +277,7 @@ async def test_generation_that_fails_before_its_first_word_has_no_first_token(se
             upstream.script = script
             id = await service.run()
             ended = await of(source, id, "ended")
-            assert (ended["status"], ended["total_tokens"], ended["ttft_ms"]) == ("failed", 0, None)
+            assert (ended["status"], ended["tokens"], ended["ttft_ms"]) == ("failed", 0, None)
             assert ended["error"] == (await service.generation(id))["error"]
             assert code is None or ended["error"]["code"] == code
             assert lives(source.events)[id] == ["created", "ended"]
@@ -334,7 +334,7 @@ async def test_cancelled_generation_has_one_end(service, other_service, upstream
         await call.hung_up()
         for source in (here, there):
             ended = await of(source, id, "ended")
-            assert (ended["status"], ended["error"], ended["total_tokens"]) == ("cancelled", None, int(spoken))
+            assert (ended["status"], ended["error"], ended["tokens"]) == ("cancelled", None, int(spoken))
     await settled(upstream, service, other_service)
     expected = ["created", *(["first_token"] if spoken else []), "ended"]
     for api in (service, other_service):
@@ -396,7 +396,7 @@ async def test_generation_whose_node_was_killed_has_one_end(make_node, upstream,
             while left:
                 ended = (await source.event("ended")).json()
                 assert (ended["status"], ended["error"]["code"]) == ("interrupted", "node_lost")
-                assert ended["total_tokens"] == 1
+                assert ended["tokens"] == 1
                 left.remove(ended["generation_id"])
     await settled(upstream, *(node.api for node in others))
     told = happened(await written(valkey))
@@ -1214,7 +1214,7 @@ async def test_cost_does_not_grow_with_tokens(make_node, valkey, upstream, wire)
             appends, events = wire.appends, await length(valkey)
             upstream.script = generate(tokens, per_second=None)
             id = await node.api.run()
-            assert (await of(source, id, "ended"))["total_tokens"] == tokens
+            assert (await of(source, id, "ended"))["tokens"] == tokens
             await of(source, id, "first_token")
             costs.append((wire.appends - appends, await length(valkey) - events))
     assert costs[0][1] == costs[1][1] == 3

@@ -87,7 +87,7 @@ def test_stream_of_events_is_framed_exactly():
         b'data: {"type":"delta","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
         b"id: 1763701200173-5\nevent: end\n"
         b'data: {"type":"end","status":"completed","finish_reason":null,"usage":null,"error":null,"total_tokens":0,'
-        b'"ttft_ms":null,"duration_ms":0,"timestamp":1763701200.173}\n\n'
+        b'"ttft_ms":null,"duration_ms":0,"tokens":0,"timestamp":1763701200.173}\n\n'
     )
 
 
@@ -286,6 +286,7 @@ def test_end_tells_everything_and_error_is_null_for_completed():
         "status": "completed",
         "finish_reason": "stop",
         "usage": {"n": 1},
+        "tokens": 2,
         "total_tokens": 2,
         "ttft_ms": 3,
         "duration_ms": 4,

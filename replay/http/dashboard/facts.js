@@ -14,7 +14,7 @@ export function showFacts(parts, known, recording, now) {
   const { end, timing = {}, live } = known;
   const whole = recording.length > 0;
   const first = whole ? recording.first : (end?.ttft_ms ?? timing.ttft_ms);
-  const tokens = whole ? recording.tokens.at(-1) : (end?.total_tokens ?? known.tokens);
+  const tokens = whole ? recording.tokens.at(-1) : (end?.tokens ?? known.tokens);
   const lasted = end ? end.duration_ms : now - known.created;
   setText(parts.tokens, count(tokens));
   setText(parts.first, span(first));

@@ -31,7 +31,7 @@ export class Row {
     this.status = told.status;
     this.model = told.model ?? this.model ?? "";
     this.metadata = told.metadata ?? this.metadata ?? {};
-    this.tokens = told.total_tokens ?? this.tokens ?? tokensIn(told);
+    this.tokens = told.tokens ?? this.tokens ?? tokensIn(told);
     this.first = told.ttft_ms ?? this.first ?? null;
     this.lasted = told.duration_ms ?? (told.ended ? told.ended * 1000 - this.created : null);
     this.viewers = told.subscribers ?? this.viewers ?? 0;
