@@ -25,15 +25,29 @@ LONGEST_FILE = 350
 MAY_IMPORT = {
     "errors": set(),
     "redaction": set(),
+    "descriptors": set(),
     "config": {"errors", "redaction"},
     "model": {"errors", "model.*"},
     "wire": {"errors", "redaction", "model.*", "wire", "wire.*"},
     # The port speaks of events; a claim is kept as JSON.
     "store": {"errors", "model.*", "store", "store.*", "wire", "wire.json"},
-    "upstream": {"errors", "redaction", "wire", "wire.*", "upstream", "upstream.*"},
+    "upstream": {"errors", "redaction", "descriptors", "wire", "wire.*", "upstream", "upstream.*"},
     # What moves events has to read and write them: the producer decodes the upstream, the feed encodes for readers.
     "live": {"errors", "redaction", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*"},
-    "http": {"errors", "config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*", "http", "http.*"},
+    "http": {
+        "errors",
+        "config",
+        "descriptors",
+        "model.*",
+        "wire",
+        "wire.*",
+        "store",
+        "upstream",
+        "live",
+        "live.*",
+        "http",
+        "http.*",
+    },
     # The only one that names a concrete store and a concrete upstream; `workers` keeps the embedded server for all.
     "app": {"errors", "redaction", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
     "workers": {"errors", "config", "store.embedded"},
