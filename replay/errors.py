@@ -136,6 +136,12 @@ class TooManyGenerations(ReplayError):
     status = 429
 
 
+class HeadTooLarge(InvalidRequest):
+    """The head of the request is larger than this node accepts."""
+
+    status = 431
+
+
 class Overloaded(ReplayError):
     """This node holds as many bytes of request bodies as it may."""
 
@@ -210,6 +216,13 @@ class UpstreamTimeout(UpstreamError):
 
     code = "upstream_timeout"
     status = 504
+
+
+class NoDescriptor(UpstreamError):
+    """This node has no file descriptor left for a call of the upstream."""
+
+    code = Overloaded.code
+    status = Overloaded.status
 
 
 class UpstreamTruncated(UpstreamError):

@@ -20,46 +20,25 @@ PACKAGE = REPOSITORY / "replay"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 350
 
+# What any folder that needs it may import: it knows nothing of the others.
+TOOLS = {"errors", "redaction", "offload", "descriptors"}
+
 # What the modules of each folder may import of this package. A folder's own name stands for its port, the module
 # `__init__`; `folder.*` for everything in it.
 MAY_IMPORT = {
     "errors": set(),
     "redaction": set(),
     "offload": set(),
+    "descriptors": set(),
     "config": {"errors", "redaction"},
     "model": {"errors", "model.*"},
     "wire": {"errors", "redaction", "model.*", "wire", "wire.*"},
     # The port speaks of events; a claim is kept as JSON.
     "store": {"errors", "model.*", "store", "store.*", "wire", "wire.json"},
-    "upstream": {"errors", "offload", "redaction", "wire", "wire.*", "upstream", "upstream.*"},
+    "upstream": TOOLS | {"wire", "wire.*", "upstream", "upstream.*"},
     # What moves events has to read and write them: the producer decodes the upstream, the feed encodes for readers.
-    "live": {
-        "errors",
-        "offload",
-        "redaction",
-        "config",
-        "model.*",
-        "wire",
-        "wire.*",
-        "store",
-        "upstream",
-        "live",
-        "live.*",
-    },
-    "http": {
-        "errors",
-        "offload",
-        "config",
-        "model.*",
-        "wire",
-        "wire.*",
-        "store",
-        "upstream",
-        "live",
-        "live.*",
-        "http",
-        "http.*",
-    },
+    "live": TOOLS | {"config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*"},
+    "http": TOOLS | {"config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*", "http", "http.*"},
     # The only one that names a concrete store and a concrete upstream; `workers` keeps the embedded server for all.
     "app": {"errors", "redaction", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
     "workers": {"errors", "config", "store.embedded"},

@@ -47,14 +47,14 @@ def openai_error(status: int, message: str, type: str, code: object, param: obje
     return response
 
 
-def _answer_to(request: web.Request, status: int, title: str, detail: str, code: str) -> web.Response:
+def _answer_to(request: web.BaseRequest, status: int, title: str, detail: str, code: str) -> web.Response:
     """The error in the shape that the caller of this path expects."""
     if not _is_openai(request):
         return problem(status, title, detail, code)
     return openai_error(status, detail, openai_type(status), code)
 
 
-def _is_openai(request: web.Request) -> bool:
+def _is_openai(request: web.BaseRequest) -> bool:
     return request.path.startswith("/v1/")
 
 
@@ -80,7 +80,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        return _answer_to_http(request, error)
+        return answer_to_http(request, error)
     except ConnectionResetError:
         raise
     except Exception as bug:
@@ -108,7 +108,8 @@ def _answer_to_error(request: web.Request, error: ReplayError) -> web.Response:
     return response
 
 
-def _answer_to_http(request: web.Request, error: web.HTTPException) -> web.Response:
+def answer_to_http(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+    """An error of aiohttp's as one of ours."""
     phrase = HTTPStatus(error.status).phrase
     code = phrase.lower().replace(" ", "_")
     answer = _answer_to(request, error.status, phrase, f"{request.method} {request.path}", code)

@@ -1,54 +1,52 @@
 """The HTTP server: aiohttp's, with limits for those who send or take nothing, and answers to what is not HTTP.
 
 A connection has `--request-timeout-s` for the head of a request, from its first byte on, `--idle-connection-s` without
-one, and `--write-deadline-s` to take something of an answer that waits for it. Of the process's file descriptors an
-eighth is kept for Valkey and the upstreams: who connects when the others are taken is cut, and comes back.
+one, and `--write-deadline-s` to take something of an answer that waits for it. Who connects when no file descriptor is
+left but Valkey's is cut, and comes back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import resource
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import StreamReader, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
+from replay import descriptors
 from replay.config import Settings
-from replay.errors import RequestTimeout
+from replay.errors import HeadTooLarge, ReplayError, RequestTimeout
 from replay.http.headers import STANDING
-from replay.http.problems import problem
+from replay.http.heads import Heads
+from replay.http.problems import answer_to_http, problem
 
 logger = logging.getLogger(__name__)
 
 # Enough for a hundred generations on one connection, and for the cursor over all of them.
 LONGEST_LINE = 32 << 10
-
-_END_OF_HEAD = b"\r\n\r\n"
-_SPLIT = len(_END_OF_HEAD) - 1
+# The parser holds what it has of a head, and allows 128 lines.
+_LARGEST_HEAD = 3 * LONGEST_LINE
 # A connection that is given back waits no longer than this for another request: most readers have what they wanted.
 _AFTER_STREAM_S = 15.0
-_LEAST_RESERVE = 32  # file descriptors
+# The kernel says that there is room when half of this is left to send, instead of most of its buffer of up to 4 MB: who
+# reads slowly is seen to read.
+_MOST_UNSENT = 128 << 10
+_NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _WARN_EVERY_S = 10.0
 
 
 class _Connection(RequestHandler):
-    """A connection that knows whether it stands between two requests.
-
-    What it has received behind the head of its last request is counted. If that is as much as the head announces, and
-    the parser has seen the end of the body, then nothing of another request has come, not even in part. The count can
-    only be too large (an empty line in front of a request looks like the end of a head), never too small.
-    """
-
-    _beginning = b""  # the last bytes before those that come now; the end of a head may be split between them
-    _behind_head: int | None = None  # bytes; None where no request has come, or it cannot be said
+    """A connection that knows whether it stands between two requests."""
 
     def __init__(self, server: _Server, settings: Settings, **options: Any) -> None:
         super().__init__(server, **options)
         self._settings = settings
+        self._heads = Heads()
+        self._requests = 0  # that `_heads` knows of
         self._body: StreamReader | None = None  # of the last request
         self._head_limit: asyncio.TimerHandle | None = None  # while a part of a head is here
         self._write_limit: asyncio.TimerHandle | None = None  # while the transport is full
@@ -57,8 +55,12 @@ class _Connection(RequestHandler):
         super().connection_made(transport)
         server = self._manager
         assert isinstance(server, _Server)
-        if self.transport is not None and not server.has_room(self.transport):
+        if self.transport is None:
+            return
+        if not server.has_room(self.transport):
             self.transport.abort()
+        elif _NOTSENT_LOWAT is not None:
+            self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _MOST_UNSENT)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._cancel(self._head_limit)
@@ -66,33 +68,50 @@ class _Connection(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        requests = self._request_count
-        between = self._body is None or self._body.is_eof()
+        if self._close or self._force_close:
+            return
+        if self._request_count != self._requests:  # read by aiohttp out of what came behind a WebSocket's request
+            self._requests = self._request_count
+            self._body = self._messages[-1][1] if self._messages else None
+            self._heads.lose()
+        within_body = self._body is not None and not self._body.is_eof()
         super().data_received(data)
-        if self._request_count == requests:
-            self._behind_head = None if self._behind_head is None else self._behind_head + len(data)
-            if data and between and self._head_limit is None:
-                self._limit_head()
-        else:
+        new = self._request_count - self._requests
+        if new:
+            self._requests = self._request_count
+            self._body = self._messages[-1][1]
             self._cancel(self._head_limit)
             self._head_limit = None
-            self._body = self._messages[-1][1]
-            seen = self._beginning + data
-            end = seen.find(_END_OF_HEAD) if self._request_count == requests + 1 else -1
-            self._behind_head = None if end < 0 else len(seen) - end - len(_END_OF_HEAD)
-        self._beginning = (self._beginning + data[-_SPLIT:])[-_SPLIT:]
+        ended = self._body is None or self._body.is_eof()
+        requests = [self._messages[place][0] for place in range(-new, 0)]  # or what the parser says against them
+        understood = [request for request in requests if isinstance(request, RawRequestMessage)]
+        self._heads.feed(data, understood, within_body=within_body, ended=ended)
+        if self._heads.unfinished:
+            self._limit_head()
 
     def _limit_head(self) -> None:
-        self._head_limit = self._loop.call_later(self._settings.request_timeout_s, self._refuse_late_head)
+        if self._upgraded or self._buffer_paused or self._reading_paused:
+            return  # no more is read, and what is here may be whole requests
+        if self._head_limit is None:
+            self._head_limit = self._loop.call_later(self._settings.request_timeout_s, self._refuse_late_head)
+        if (self._heads.unfinished or 0) > _LARGEST_HEAD:
+            self._refuse(HeadTooLarge(f"head: expected at most {_LARGEST_HEAD} bytes"))
 
     def _refuse_late_head(self) -> None:
-        if self._waiter is None:  # another request is being answered: what is behind it comes when it comes
+        self._head_limit = None
+        if self._is_answering():  # what is behind another request comes when it comes
             self._limit_head()
-            return
-        error = RequestTimeout(f"head: expected within {self._settings.request_timeout_s:g} s")
-        if self.transport is not None:
+        else:
+            self._refuse(RequestTimeout(f"head: expected within {self._settings.request_timeout_s:g} s"))
+
+    def _refuse(self, error: ReplayError) -> None:
+        """Close the connection over a head; another request's answer on it is cut."""
+        if self.transport is not None and not self._is_answering():
             self.transport.write(_raw(problem(error.status, error.title, str(error), error.code)))
         self.force_close()
+
+    def _is_answering(self) -> bool:
+        return self._requests > 0 and self._waiter is None
 
     def _cancel(self, timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
@@ -136,7 +155,7 @@ class _Connection(RequestHandler):
         would fail a request that has just been sent. But what comes next on it has to be a request: None where a part
         of this one's body is still to come, or where something has come behind it.
         """
-        whole = request.content.is_eof() and self._behind_head == (request.content_length or 0)
+        whole = request.content.is_eof() and self._heads.unfinished == 0
         if self._messages or not (whole and request.keep_alive):
             return None
         server = self._manager
@@ -154,11 +173,19 @@ class _Connection(RequestHandler):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         super().handle_error(request, status, exc, message)  # logs it, and raises where it is too late for an answer
-        detail = f"expected HTTP/1.1 with lines of at most {LONGEST_LINE} bytes"
+        detail = f"expected HTTP/1.1, with one Host and lines of at most {LONGEST_LINE} bytes"
         response = problem(status, "The request is not understood.", detail, "invalid_request")
         response.headers.update(STANDING)
         response.force_close()
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Answer; an `Expect` that is not known is refused before any middleware sees it."""
+        if isinstance(resp, web.HTTPExpectationFailed):
+            resp = answer_to_http(request, resp)
+        return await super().finish_response(request, resp, start_time)
 
 
 def _raw(response: web.Response) -> bytes:
@@ -174,7 +201,7 @@ class _Server(web.Server):
         loop = asyncio.get_running_loop()
         super().__init__(made.request_handler, request_factory=made.request_factory, loop=loop, **options)
         self._settings = settings
-        self._most = _descriptors_for_clients()
+        self._most = descriptors.mark()
         self._warned = -_WARN_EVERY_S
 
     def __call__(self) -> _Connection:
@@ -185,7 +212,7 @@ class _Server(web.Server):
         return _Connection(self, self._settings, loop=self._loop, keepalive_timeout=idle_s, **self._kwargs)
 
     def has_room(self, transport: asyncio.Transport) -> bool:
-        """Whether another client may have a descriptor; a new one has the lowest number that is free."""
+        """Whether a client may have the descriptor of its connection."""
         if transport.get_extra_info("socket").fileno() < self._most:
             return True
         now = self._loop.time()
@@ -193,11 +220,6 @@ class _Server(web.Server):
             self._warned = now
             logger.warning("connections are cut: too few file descriptors are left", extra={"most": self._most})
         return False
-
-
-def _descriptors_for_clients() -> float:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return math.inf if soft == resource.RLIM_INFINITY else soft - max(_LEAST_RESERVE, soft // 8)
 
 
 class Runner(web.AppRunner):

@@ -10,7 +10,9 @@ byte of the answer, so the request goes over another one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -24,8 +26,10 @@ import httpx2
 from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
+from replay import descriptors
 from replay.errors import (
     InvalidSetting,
+    NoDescriptor,
     UpstreamError,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -90,7 +94,10 @@ class Transport:
         return aiohttp.ClientSession(
             # A generation may take hours, so nothing limits how many are under way at once.
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=_IDLE_CONNECTION_S, ssl=httpx2.create_ssl_context()
+                limit=0,
+                keepalive_timeout=_IDLE_CONNECTION_S,
+                ssl=httpx2.create_ssl_context(),
+                socket_factory=_new_socket,
             ),
             # How long an answer may take, and be silent, is for us to say: aiohttp counts any byte as a sign of life.
             timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s),
@@ -119,7 +126,7 @@ class Transport:
         error must not repeat of the call, ``content`` is JSON, ``retries`` are further tries.
 
         Raises UpstreamError, with the upstream's own words where the answer was an error; UpstreamUnreachable,
-        UpstreamTimeout, UpstreamInvalid.
+        UpstreamTimeout, UpstreamInvalid; NoDescriptor.
         """
         headers = dict(self._credentials if credentials is None else credentials)
         redaction = self._redaction.beside(secrets)
@@ -172,6 +179,8 @@ class Transport:
         aside = redaction.text(f"{self._shown}: {type(error).__name__}: {error}")
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamTimeout(f"the upstream did not answer within {self._idle_timeout_s:g} s", aside=aside)
+        if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.EMFILE:
+            return NoDescriptor("too many connections are open on this node; try again in a second", aside=aside)
         reason = _why_unreachable(error)
         if reason is not None:
             return UpstreamUnreachable(f"the upstream cannot be reached: {reason}", aside=aside)
@@ -210,6 +219,16 @@ class Transport:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+def _new_socket(address: tuple[int, int, int, str, object]) -> socket.socket:
+    """A socket for a call; where only Valkey's descriptors are left, the system's own refusal."""
+    family, type, protocol, *_ = address
+    opened = socket.socket(family, type, protocol)
+    if opened.fileno() >= descriptors.mark():
+        opened.close()
+        raise OSError(errno.EMFILE, "the other file descriptors are kept for Valkey")
+    return opened
 
 
 @dataclass
