@@ -47,6 +47,7 @@ class _Connection(RequestHandler):
         self._settings = settings
         self._heads = Heads()
         self._requests = 0  # that `_heads` knows of
+        self._refused = False  # by the parser, which is answered; nothing behind it is a head
         self._body: StreamReader | None = None  # of the last request
         self._head_limit: asyncio.TimerHandle | None = None  # while a part of a head is here
         self._write_limit: asyncio.TimerHandle | None = None  # while the transport is full
@@ -85,8 +86,9 @@ class _Connection(RequestHandler):
         ended = self._body is None or self._body.is_eof()
         requests = [self._messages[place][0] for place in range(-new, 0)]  # or what the parser says against them
         understood = [request for request in requests if isinstance(request, RawRequestMessage)]
+        self._refused = self._refused or len(understood) < len(requests)
         self._heads.feed(data, understood, within_body=within_body, ended=ended)
-        if self._heads.unfinished:
+        if self._heads.unfinished and not self._refused:
             self._limit_head()
 
     def _limit_head(self) -> None:

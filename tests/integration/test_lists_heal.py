@@ -45,6 +45,7 @@ async def test_a_key_is_used_once_also_when_valkey_forgets_the_last_second(make_
     if not ended:
         await call.say("b")
         await call.finish()
+    await there.api.ended(first.json()["id"])
     log = await there.api.log(first.json()["id"])
     assert text_of(log) == ("a " if ended else "a b")
     assert_whole(log)
