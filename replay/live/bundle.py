@@ -62,13 +62,19 @@ class Leg:
         """The blocks of one turn, no more than a piece and an event; moves the cursor behind them."""
         if self._snapshot is not None:
             snapshot, self._snapshot = self._snapshot, None
-            return snapshot()
+            blocks = snapshot()
+        else:
+            piece_bytes = self.channel.piece_bytes
+            blocks, self._next = encode(self.feed.recording, self._next, cursor, self._place, piece_bytes)
+        return blocks + self._live()
+
+    def _live(self) -> bytes:
+        """What is said once, when the past has been shown."""
         log = self.feed.log
-        blocks, self._next = encode(self.feed.recording, self._next, cursor, self._place, self.channel.piece_bytes)
-        if not (self._told_live or self.behind or log.complete):
-            self._told_live = True
-            blocks += notice("live", self.feed.generation_id, last_event_id=str(log.last_id))
-        return blocks
+        if self._told_live or self.behind or log.complete:
+            return b""
+        self._told_live = True
+        return notice("live", self.feed.generation_id, last_event_id=str(log.last_id))
 
     def keep_alive(self, now: float, silence: float) -> None:
         """All legs are one connection."""
