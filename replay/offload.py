@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_AT_ONCE = 64 << 10  # bytes that are looked at sooner than a thread begins
+AT_ONCE = 64 << 10  # bytes, at most, that are looked at sooner than a thread begins
 
 
 async def offload(size: int, work: Callable[[], T]) -> T:
@@ -16,4 +16,4 @@ async def offload(size: int, work: Callable[[], T]) -> T:
 
     Work that has begun is finished when its caller is cancelled.
     """
-    return work() if size <= _AT_ONCE else await asyncio.to_thread(work)
+    return work() if size <= AT_ONCE else await asyncio.to_thread(work)

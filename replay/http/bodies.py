@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from replay.config import Settings
 from replay.errors import BodyTooLarge, InvalidRequest, Overloaded, RequestTimeout, UnsupportedEncoding
-from replay.offload import offload
+from replay.offload import AT_ONCE, offload
 from replay.wire import json
 
 if sys.version_info >= (3, 14):
@@ -46,14 +46,13 @@ _DECODERS: dict[str, Callable[[bytes], _Decoder]] = {
 }
 SIZE = "body_size"  # where a request holds about how many bytes its body has
 
-_SMALL = 64 << 10  # bytes; nearly all bodies are
 _MOST_TREES = 2  # a tree takes some ten times its bytes
 _TRY_AGAIN = "there are too many large request bodies here just now; try again in a second"
 _KNOWN = "gzip, deflate, zstd"
 
 
 class Bodies:
-    """Reads the bodies of a node's requests, and bounds what the large ones take: in bytes, and as trees."""
+    """Reads the bodies of a node's requests, and bounds what those take that are not looked at at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -72,7 +71,7 @@ class Bodies:
         with _Share(self) as share:
             raw = await self._receive(request, share)
             request[SIZE] = len(raw) if encoding is None else settings.max_body_bytes
-            async with self._turn() if request[SIZE] > _SMALL else nullcontext():
+            async with self._turn() if request[SIZE] > AT_ONCE else nullcontext():
                 yield await offload(request[SIZE], lambda: _parsed(_decoded(raw, encoding, settings), settings))
 
     async def _receive(self, request: web.Request, share: _Share) -> bytes:
@@ -123,7 +122,7 @@ class _Share:
 
     def grow_to(self, size: int) -> None:
         """Take more; raises Overloaded."""
-        more = max(0, size - _SMALL) - self._taken
+        more = max(0, size - AT_ONCE) - self._taken
         self._taken += more
         self._bodies.hold(more)
 

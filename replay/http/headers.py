@@ -15,14 +15,8 @@ def complete(headers: CIMultiDict[str], request: web.BaseRequest) -> None:
     """Add what every answer has to the headers of one."""
     headers.update(STANDING)
     headers.setdefault("Cache-Control", "no-store")  # a proxy may keep even a 404 that says nothing of it
-    cors: dict[str, str] = request.get(CORS, {})
-    if not cors:
-        return
-    cors = dict(cors)
-    varies = [headers["Vary"]] if "Vary" in headers else []
-    if "Vary" in cors:
-        headers["Vary"] = ", ".join([*varies, cors.pop("Vary")])
-    headers.update(cors)
+    for name, value in request.get(CORS, {}).items():
+        headers[name] = f"{headers[name]}, {value}" if name == "Vary" and name in headers else value
 
 
 async def complete_response(request: web.Request, response: web.StreamResponse) -> None:
