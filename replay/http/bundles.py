@@ -10,13 +10,13 @@ from aiohttp import web
 
 from replay.errors import GenerationNotFound, InvalidRequest, StoreUnavailable
 from replay.http import negotiation
-from replay.http.events import FROM_START, cursor_of, read_mode
+from replay.http.events import cursor_of, read_mode
 from replay.http.streaming import Streaming
 from replay.http.transcripts import transcript_of
 from replay.live.bundle import Origin
 from replay.live.feed import Feed
 from replay.live.hub import Hub
-from replay.model.event import EventId
+from replay.model.event import FROM_START, EventId
 from replay.model.generation import is_generation_id
 from replay.wire.bundle import Cursor, Stand, notice
 from replay.wire.events import SSE
@@ -71,13 +71,15 @@ class Bundles:
         stand = cursor.stands[place]
         if feed is None:
             cursor.move(place, Stand.GONE)
-            return Origin(None, first=b"" if stand is Stand.GONE else notice("expired", generation_id))
+            return Origin(
+                None, first=None if stand is Stand.GONE else partial(notice, "expired", generation_id, cursor)
+            )
         if isinstance(stand, EventId) and await self._hub.find(feed, stand):
             return Origin(feed, stand.seq + 1)
         if isinstance(stand, EventId):
             cursor.move(place, Stand.BEFORE)
             told: dict[str, Any] = {"reason": "unknown_event_id", "asked": str(stand)}
-            return Origin(feed, 0, notice("reset", generation_id, **told))
+            return Origin(feed, 0, partial(notice, "reset", generation_id, **told))
         if not snapshot:
             return Origin(feed, 0)
         log = feed.log

@@ -15,7 +15,7 @@ from replay.http.transcripts import transcript_of
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.subscriber import Pace
-from replay.model.event import EventId
+from replay.model.event import FROM_START, EventId
 from replay.wire import json
 from replay.wire.events import NDJSON, SSE, Face, event_objects
 from replay.wire.openai_faces import CHUNKS
@@ -26,7 +26,6 @@ _PAGE = "application/json"
 _FACES = {_STREAM: SSE, _LINES: NDJSON}
 _LARGEST_PAGE = 1000
 _DEFAULT_PAGE = 100
-FROM_START = "-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +133,9 @@ def _face(request: web.Request) -> Face | None:
 
 
 def cursor_of(request: web.Request) -> str | None:
-    """The header, else the query."""
-    query = request.query
-    return request.headers.get("Last-Event-ID") or query.get("after") or query.get("last_event_id") or None
+    """The header, else the query, where libraries spell it in several ways."""
+    spelt = (request.query.get(name) for name in ("after", "last_event_id", "lastEventId"))
+    return request.headers.get("Last-Event-ID") or next(filter(None, spelt), None)
 
 
 def event_id_of(request: web.Request) -> EventId | str | None:

@@ -6,11 +6,11 @@ from aiohttp import web
 
 from replay.errors import InvalidRequest, StoreUnavailable
 from replay.http import negotiation
-from replay.http.events import FROM_START, event_id_of
+from replay.http.events import event_id_of
 from replay.http.streaming import Streaming
 from replay.live.chronicle import Chronicle
 from replay.live.feed import Feed
-from replay.model.event import EventId
+from replay.model.event import FROM_START, EventId
 from replay.wire.feed import FEED, FEED_LINES, FEED_WITH_PROGRESS
 
 _STREAM = "text/event-stream"

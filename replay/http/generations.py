@@ -11,7 +11,7 @@ from aiohttp import web
 from replay.config import Settings
 from replay.http import negotiation
 from replay.http.bodies import Bodies
-from replay.http.events import FROM_START, Events, read_wish
+from replay.http.events import Events, read_wish
 from replay.http.listing import read_query, spell
 from replay.http.negotiation import generation_id_of
 from replay.http.orders import read_order
@@ -21,7 +21,7 @@ from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.live.starter import Starter
-from replay.model.event import Event
+from replay.model.event import FROM_START, Event
 from replay.model.generation import Generation
 from replay.store import Ends, EventStore
 from replay.wire import json

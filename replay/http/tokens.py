@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
+from replay.http.events import cursor_of
 from replay.http.negotiation import generation_id_in
 from replay.http.openai import Calls, link_headers, said_nothing
 from replay.http.orders import chat_request, order_of
@@ -58,7 +59,7 @@ class Tokens:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Start what the URL asks for, or go on with what this reader has begun."""
-        cursor = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
+        cursor = cursor_of(request)
         if cursor:
             return await self._resume(request, cursor)
         self._origins.refuse_foreign(request)  # it costs money, and any page may make a browser send a GET

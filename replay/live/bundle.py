@@ -26,7 +26,7 @@ class Origin:
 
     feed: Feed | None  # None: it does not exist any more
     start: int = 0  # the place of the next event in the log
-    first: bytes = b""  # a block that comes before all events
+    first: Callable[[], bytes] | None = None  # makes a block that comes before all events
     snapshot: Callable[[], bytes] | None = None  # makes the block that comes before this leg's; moves the cursor
 
 
@@ -66,15 +66,15 @@ class Leg:
         else:
             piece_bytes = self.channel.piece_bytes
             blocks, self._next = encode(self.feed.recording, self._next, cursor, self._place, piece_bytes)
-        return blocks + self._live()
+        return blocks + self._live(cursor)
 
-    def _live(self) -> bytes:
+    def _live(self, cursor: Cursor) -> bytes:
         """What is said once, when the past has been shown."""
         log = self.feed.log
         if self._told_live or self.behind or log.complete:
             return b""
         self._told_live = True
-        return notice("live", self.feed.generation_id, last_event_id=str(log.last_id))
+        return notice("live", self.feed.generation_id, cursor, last_event_id=str(log.last_id))
 
     def keep_alive(self, now: float, silence: float) -> None:
         """All legs are one connection."""
@@ -105,7 +105,7 @@ class Bundle(Outlet):
         self.channel = channel
         self._cursor = cursor
         self._on_gone = on_gone
-        self._first = b"".join(origin.first for origin in origins)
+        self._first = b"".join(origin.first() for origin in origins if origin.first is not None)
         self._legs = deque(
             Leg(self, place, origin.feed, origin) for place, origin in enumerate(origins) if origin.feed is not None
         )

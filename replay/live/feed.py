@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from replay.live.framing import Channel, Segments, frame
-from replay.model.event import Event, EventId, Kind
+from replay.model.event import FROM_START, Event, EventId, Kind
 from replay.model.generation import Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
@@ -158,6 +158,11 @@ class Feed:
         self._folded = None
         self._live, self._behind = {}, set()  # which never shrink
 
+    @property
+    def cursor(self) -> str:
+        """What a reader that has everything comes back with."""
+        return FROM_START if self.log.last_id is None else str(self.log.last_id)
+
     def forget_segments(self) -> None:
         """Frame again what is asked for from now on."""
         self._segments.clear()
@@ -170,7 +175,7 @@ class Feed:
         """Tell the live readers of one face something that is not in the log."""
         for channel, readers in self._live.items():
             if channel.face is face and readers:
-                self._broadcast(readers, channel.framed(face.notice(name, data)))
+                self._broadcast(readers, channel.framed(face.notice(name, data, self.cursor)))
 
     def _show(self, channel: Channel, subscribers: set[Reader], place: int, stop: int) -> None:
         # Piece by piece: one whom the first has filled gets no more of them, and goes on from there when it can.

@@ -7,11 +7,14 @@ no more. Whoever begins elsewhere joins the others within `SEGMENT` events.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from replay.wire.events import Face, Recording
+from replay.wire.sse import one_line
 
 SEGMENT = 256  # events, at most, that are framed together
+_CHUNK = 8 << 10  # bytes, of HTTP's transfer coding
 _OVERHEAD = 256  # bytes that a segment takes beside its frames
 
 
@@ -23,8 +26,24 @@ class Channel(NamedTuple):
     piece_bytes: int = 32 << 10
 
     def framed(self, data: bytes) -> bytes:
-        """The bytes as they stand on the wire."""
-        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+        """Whole blocks as they stand on the wire: some HTTP libraries hand on nothing of a chunk that is cut."""
+        if not self.chunked:
+            return data
+        if len(data) <= _CHUNK:
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in _chunks(data, self.face.block_end))
+
+
+def _chunks(data: bytes, block_end: bytes) -> Iterator[bytes]:
+    """Blocks, as many together as a chunk holds, or one that is larger."""
+    start = 0
+    while len(data) - start > _CHUNK:
+        last = data.rfind(block_end, start, start + _CHUNK)
+        stop = (last if last >= 0 else data.index(block_end, start)) + len(block_end)
+        yield data[start:stop]
+        start = stop
+    if start < len(data):
+        yield data[start:]
 
 
 def frame(recording: Recording, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
@@ -35,7 +54,7 @@ def frame(recording: Recording, channel: Channel, start: int, stop: int) -> tupl
     while len(data) > most and end - start > 1:  # a frame is larger than its entry
         end = start + max(1, (end - start) * most // len(data))
         data = channel.face.encode(recording, start, end)
-    return channel.framed(data) if data else b"", end
+    return channel.framed(one_line(data)), end
 
 
 class _Segment(NamedTuple):

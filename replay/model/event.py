@@ -13,6 +13,9 @@ _EVENT_ID = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 _LARGEST = 2**64 - 1
 
 
+FROM_START = "-1"  # the cursor of who has nothing
+
+
 class EventId(NamedTuple):
     """Where an event stands; also its Valkey stream id and its SSE id."""
 

@@ -180,7 +180,7 @@ def _carried(chunk: dict[str, Any]) -> dict[str, Any]:
 _OWN = frozenset(("type", "content", "index", "generation_id"))  # an upstream's field must not pass for ours
 
 
-_PLAIN_TOKEN = b'id: %d-%d\nevent: token\ndata: {"type":"token","content":"%b","index":%d}\n\n'
+_PLAIN_TOKEN = b'event: token\ndata: {"type":"token","content":"%b","index":%d}\nid: %d-%d\n\n'
 
 
 def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
@@ -216,7 +216,7 @@ def _plain_tokens(log: Log, start: int, stop: int) -> bytes:
     if log.entries[start][0] in FILLED:
         texts = [text_of(filling) for filling in texts]
     places = range(start, stop)
-    values = zip(log.times[start:stop], places, texts, places, strict=True)
+    values = zip(texts, places, log.times[start:stop], places, strict=True)
     return _PLAIN_TOKEN * len(texts) % tuple(chain.from_iterable(values))
 
 
@@ -234,12 +234,12 @@ def event_objects(recording: Recording, start: int, stop: int) -> list[bytes]:
 
 def _sse_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
     encoded = None if event_id is None else event_id.encode()
-    return sse.block(name.encode(), json.dumps({"type": name, **data}), event_id=encoded)
+    return sse.block(name.encode(), sse.one_line(json.dumps({"type": name, **data})), event_id=encoded)
 
 
 def _line_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
     identity = {} if event_id is None else {"id": event_id}
-    return json.dumps({**identity, "type": name, **data}) + b"\n"
+    return sse.one_line(json.dumps({**identity, "type": name, **data})) + b"\n"
 
 
 def no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
@@ -257,11 +257,12 @@ class Face:
     keepalive: bytes
     retry: bool  # whether its readers understand `retry:`
     cut_unless_completed: bool = False  # its readers take a clean end for success
+    block_end: bytes = b"\n\n"  # which stands nowhere else
 
 
 SSE = Face("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, retry=True)
 # Blank before a line of JSON: no reader of lines ever sees an empty line.
-NDJSON = Face("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False)
+NDJSON = Face("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False, block_end=b"\n")
 
 
 def fold(

@@ -62,7 +62,7 @@ def _says_something(choice: dict[str, Any]) -> bool:
 
 def _with_ids(recording: Recording, start: int, stop: int) -> bytes:
     return b"".join(
-        b"id: %d-%d\ndata: %b\n\n" % (*event_id, data) for event_id, data in _chunks(recording, start, stop)
+        b"data: %b\nid: %d-%d\n\n" % (data, *event_id) for event_id, data in _chunks(recording, start, stop)
     )
 
 
@@ -89,7 +89,7 @@ def _as_tokens(recording: Recording, start: int, stop: int) -> bytes:
             data = closing_data(decode_end(entry))
         else:
             continue
-        blocks.append(b"id: %b:%d-%d\ndata: %b\n\n" % (generation_id, ms, seq, data))
+        blocks.append(b"data: %b\nid: %b:%d-%d\n\n" % (data, generation_id, ms, seq))
     return b"".join(blocks)
 
 

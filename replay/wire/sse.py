@@ -4,15 +4,17 @@ In: bytes in pieces of any size. A line ends with CR, LF or CRLF and with nothin
 which `splitlines` would take for an end, occurs raw inside JSON). An empty line dispatches what
 the lines before it gathered; a line that starts with a colon is a comment.
 
-Out: blocks of whole lines. A keep-alive is a comment line without the blank line after it: a
-comment block of its own becomes an empty event in several client libraries.
+Out: blocks of whole lines, as client libraries of many languages need them. `id:` is the last line of a block: some
+take it for the cursor before they have the data, and would lose an event in a cut. A keep-alive is a comment line
+without the blank line after it, since a comment block of its own becomes an empty event in several of them, and has a
+letter, since one swallows the line behind a bare colon. What some loops over "lines" take for an end is escaped.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-KEEPALIVE = b":\n"
+KEEPALIVE = b":k\n"
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = (b"event", b"id", b"retry")
 
@@ -102,5 +104,16 @@ class Decoder:
 
 def block(event: bytes, data: bytes, *, event_id: bytes | None = None) -> bytes:
     """One event as an `EventSource` reads it; without ``event_id`` it leaves the cursor where it is."""
-    head = b"" if event_id is None else b"id: %b\n" % event_id
-    return b"%bevent: %b\ndata: %b\n\n" % (head, event, data)
+    if event_id is None:
+        return b"event: %b\ndata: %b\n\n" % (event, data)
+    return b"event: %b\ndata: %b\nid: %b\n\n" % (event, data, event_id)
+
+
+def one_line(data: bytes) -> bytes:
+    """JSON of one line, or several such, without what is an end of a line somewhere: U+0085, U+2028 and U+2029.
+
+    They can stand in strings only, so an escape means the same.
+    """
+    if b"\xe2\x80\xa8" in data or b"\xe2\x80\xa9" in data:
+        data = data.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return data.replace(b"\xc2\x85", b"\\u0085") if b"\xc2\x85" in data else data
