@@ -85,7 +85,7 @@ def coded(body: bytes, chance: random.Random) -> bytes:
 
 def stream(ids: Iterable[int]) -> bytes:
     """A body with these ids."""
-    return b"".join(b"id: 17-%d\ndata: {}\n\n" % id for id in ids)
+    return b"".join(b"data: {}\nid: 17-%d\n\n" % id for id in ids)
 
 
 # The load generator.
@@ -99,8 +99,9 @@ async def test_load_counts_what_came_however_it_was_cut(framing, id, seed):
     for number in range(200):
         line_end = chance.choice([b"\n", b"\r\n"])
         text = chance.choice([b"mail@example.org @12@ @", b"x" * chance.randrange(3000), b"\xe2\x80\xa8", b""])
-        lines = [b"event: token", b"id: " + (id % number).encode(), b"data: " + text + b"@%d@" % time.monotonic_ns()]
+        lines = [b"event: token", b"data: " + text + b"@%d@" % time.monotonic_ns()]
         lines += [b": a comment", b"data:", b"datum: 1"][: chance.randint(0, 3)]
+        lines.append(b"id: " + (id % number).encode())
         blocks += [line_end.join([*lines, b"", b""]), *chance.choices(NOT_EVENTS, k=chance.randrange(3))]
     body = b"".join(blocks) + b"data: never dispatched\n"
     assert len(messages(body)) == 200  # as another parser has it
@@ -153,6 +154,15 @@ async def test_load_tells_holes_doubles_and_reorders(ids, holes, doubles, reorde
 
     assert (end.holes, end.doubles, end.reorders, end.ids) == (holes, doubles, reorders, len(ids))
     assert (careless.holes, careless.doubles, careless.reorders, careless.ids) == (0, 0, 0, len(ids))
+
+
+async def test_load_takes_no_id_of_live_for_an_event_s():
+    body = stream([1, 2]) + b"event: live\ndata: {}\nid: 17-2\n\n" + stream([3])
+    async with serving(saying(PLAIN + body)) as port, Load(port, [Subscribers(ASK, 1)], sample=1) as load:
+        await load.until("the end", lambda mark: mark.closed == 1)
+        end = await load.stop()
+
+    assert (end.events, end.ids, end.holes, end.doubles, end.reorders) == (4, 3, 0, 0, 0)
 
 
 async def test_load_finds_in_random_ids_what_a_naive_model_finds():
@@ -299,7 +309,7 @@ async def test_load_stalls_and_closes_connections():
 
 async def test_load_reads_a_thousand_connections():
     async with (
-        Floor(b"id: 1-1\ndata: " + STAMP + b"\n\n", per_second=20, events=10) as floor,
+        Floor(b"data: " + STAMP + b"\nid: 1-1\n\n", per_second=20, events=10) as floor,
         Load(floor.port, [Subscribers(ASK, 1000)], sample=50, target=10, contiguous=False) as load,
     ):
         await load.until("all to be answered", lambda mark: mark.answered == 1000)
@@ -325,7 +335,7 @@ async def test_caller_that_does_not_wait_for_its_answer_leaves_it_to_nobody():
 
 
 async def test_floor_sends_exactly_what_it_says():
-    event = b"id: 1-1\ndata: " + STAMP + b"\n\n"
+    event = b"data: " + STAMP + b"\nid: 1-1\n\n"
     began_ns = time.monotonic_ns()
     async with Floor(event, per_second=100, events=10, batch=4) as floor:
         readers = [await open_stream(f"http://127.0.0.1:{floor.port}/") for _ in range(3)]

@@ -13,8 +13,8 @@ from support.samples import SAMPLES
 from support.sse import Message, messages, streaming
 from support.upstream import USAGE, play, say
 
-EVENT = rb"id: \d+-\d+\nevent: (?:start|token|delta|end)\ndata: \{[^\r\n\0]*\}\n\n"
-LIVE = rb"event: live\ndata: \{[^\r\n\0]*\}\n\n"
+EVENT = rb"event: (?:start|token|delta|end)\ndata: \{[^\r\n\0]*\}\nid: \d+-\d+\n\n"
+LIVE = rb"event: live\ndata: \{[^\r\n\0]*\}\nid: \d+-\d+\n\n"
 
 # What each recorded upstream answer is: status, error code, finish reason, the whole visible answer.
 VERDICTS = {
@@ -184,16 +184,16 @@ async def test_keep_alives_flow_while_the_model_thinks_and_are_never_a_block(mak
     call = await upstream.called()
     async with streaming(node.api.events_url(id)) as stream:
         # when nothing happens for some time, then words come, then nothing, then the end
-        await stream.until(b"\n\n:\n:\n")
+        await stream.until(b"\n\n:k\n:k\n")
         await call.say("Hel")
         said = await stream.until(b"Hel")
-        await stream.until(b"\n\n:\n:\n", after=said.index(b"Hel"))
+        await stream.until(b"\n\n:k\n:k\n", after=said.index(b"Hel"))
         await call.finish()
         answer = await stream.to_end()
 
     # then keep-alives are lines, none of which is a block of its own
-    assert not re.search(rb"(?m)^:\n\n", answer.body)
-    without = re.sub(rb"(?m)^:\n", b"", answer.body)
+    assert not re.search(rb"(?m)^:k?\n\n", answer.body)
+    without = re.sub(rb"(?m)^:k\n", b"", answer.body)
     assert re.fullmatch(rb"retry: \d+\n(?:" + EVENT + rb"|" + LIVE + rb")+", without)
     # and a strict client sees no event more
     assert [event.event for event in messages(answer.body)] == ["start", "live", "token", "delta", "end"]
@@ -212,7 +212,7 @@ async def test_keep_alives_flow_through_replayed_pauses(make_node, upstream):
 
     # when it is replayed as it happened, then the silence is kept alive
     answer = await node.api.read(id, speed=1)
-    assert re.search(rb'"a"[^\n]*\n\n(:\n){2,5}id: [^\n]*\nevent: token\ndata: [^\n]*"b"', answer.body)
+    assert re.search(rb'"a"[^\n]*\nid: [^\n]*\n\n(:k\n){2,5}event: token\ndata: [^\n]*"b"', answer.body)
     assert messages(answer.body) == await node.api.log(id)
 
 
@@ -243,7 +243,7 @@ async def test_live_is_said_once_when_replay_has_caught_up(service, upstream):
         await call.finish()
         answer = await stream.to_end()
 
-    # then `live` stands between what was recorded and what was new, has no id, and names the last event
+    # then `live` stands between what was recorded and what was new, and its id is that of the last event
     events = messages(answer.body)
     assert [event.event for event in events] == ["start", "token", "live", "token", "delta", "end"]
     live = events[2]

@@ -61,7 +61,7 @@ def spelt(cursor: str, spelling: str) -> tuple[dict[str, str], dict[str, str]]:
     return ({"Last-Event-ID": cursor}, {}) if spelling == "Last-Event-ID" else ({}, {spelling: cursor})
 
 
-spellings = pytest.mark.parametrize("spelling", ["Last-Event-ID", "after", "last_event_id"])
+spellings = pytest.mark.parametrize("spelling", ["Last-Event-ID", "after", "last_event_id", "lastEventId"])
 
 
 # No cursor; an event of this log.
@@ -393,7 +393,7 @@ async def test_since_in_the_middle_of_a_running_generation_goes_on_live(service,
 
 def arrival_times(stream, log) -> list[float]:
     """When each event of the log was there, in seconds."""
-    ends = [stream.body.index(b"id: " + event.last_event_id.encode() + b"\n") for event in log]
+    ends = [stream.body.index(b"\nid: " + event.last_event_id.encode() + b"\n") for event in log]
     return [next(at for at, length in stream.arrivals if length > end) for end in ends]
 
 

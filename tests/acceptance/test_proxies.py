@@ -230,7 +230,7 @@ def stream(*events: bytes, end: bytes = b"") -> bytes:
     return head + b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in events) + end
 
 
-EVENT = b'id: 1763701200123-0\nevent: start\ndata: {"type":"start"}\n\n'
+EVENT = b'event: start\ndata: {"type":"start"}\nid: 1763701200123-0\n\n'
 FINAL_CHUNK = b"0\r\n\r\n"
 
 

@@ -40,8 +40,9 @@ async def run(node: Node, directory: Path, *command: str) -> str:
 
 
 def ids(stream: str) -> list[str]:
-    """The ids of the events that came whole."""
-    return [line[4:] for block in stream.split("\n\n")[:-1] for line in block.split("\n") if line.startswith("id: ")]
+    """The ids of the log's events that came whole."""
+    blocks = [block for block in stream.split("\n\n")[:-1] if "event: live" not in block]
+    return [line[4:] for block in blocks for line in block.split("\n") if line.startswith("id: ")]
 
 
 @pytest.mark.slow

@@ -287,7 +287,7 @@ async def test_delivery_is_paced_and_never_far_behind(follow, node, upstream):
 
 def sse(*events: tuple[int, str, dict[str, Any]]) -> str:
     blocks = [
-        f"id: 1000-{seq}\nevent: {name}\ndata: {json.dumps({'type': name, **data})}\n\n" for seq, name, data in events
+        f"event: {name}\ndata: {json.dumps({'type': name, **data})}\nid: 1000-{seq}\n\n" for seq, name, data in events
     ]
     return "retry: 10\n" + "".join(blocks)
 

@@ -646,16 +646,16 @@ async def test_pauses_are_kept_alive_by_bare_comment_lines(make_node, upstream):
         await call.answer()
     streams = [behind, await starting]
     for stream, call in zip(streams, (first, second), strict=True):
-        await stream.until(b":\n:\n")
+        await stream.until(b":k\n:k\n")
         await call.say("a")
         shown = len(await stream.until(b"output_text.delta"))
-        await stream.until(b":\n:\n", shown)
+        await stream.until(b":k\n:k\n", shown)
         await call.finish()
 
     # then nothing on the wire is a block of its own but the events
     for stream in streams:
         answer = await stream.to_end()
-        assert re.fullmatch(rb"(?::\n)*(?:event: response\.[a-z_.]+\ndata: [^\r\n]+\n\n(?::\n)*)+", answer.body)
+        assert re.fullmatch(rb"(?::k\n)*(?:event: response\.[a-z_.]+\ndata: [^\r\n]+\n\n(?::k\n)*)+", answer.body)
         assert types(told(answer)) == [*BEGUN, *PART, *TEXT, *TEXT_DONE, "completed"]
 
 

@@ -21,8 +21,8 @@ from support.upstream import generate, play, say
 PATH = "/v1/completions/stream"
 DONE = "[DONE]"
 PROMPT_S = 5  # a refusal waits for nothing, and least of all for what is done behind it
-TOKEN = rb"id: [\w-]+:\d+-\d+\ndata: \{[^\r\n\0]*\}\n\n"
-LAST = rb"id: [\w-]+:\d+-\d+\ndata: \[DONE\]\n\n"
+TOKEN = rb"data: \{[^\r\n\0]*\}\nid: [\w-]+:\d+-\d+\n\n"
+LAST = rb"data: \[DONE\]\nid: [\w-]+:\d+-\d+\n\n"
 
 
 def url(api, **query) -> str:
@@ -52,6 +52,11 @@ def opening(api, headers=None, **query):
     return asyncio.create_task(
         open_stream(url(api, **query), headers={"Accept": "text/event-stream", **(headers or {})})
     )
+
+
+async def block_with(stream, text):
+    """The body up to the end of the block that has a text."""
+    return await stream.until(b"\n\n", after=(await stream.until(text)).index(text))
 
 
 def parts(event) -> tuple[str, str]:
@@ -269,7 +274,7 @@ async def test_a_page_that_comes_back_to_another_node_goes_on_live(service, othe
     call = await upstream.called()
     await call.say("Hel")
     stream = await starting
-    first = messages(await stream.until(b'Hel"}\n\n'))
+    first = messages(await block_with(stream, b'Hel"}'))
     stream.hang_up()
 
     # when it comes back elsewhere while the model goes on
@@ -291,7 +296,7 @@ async def test_a_page_survives_its_node(make_node, upstream):
     call = await upstream.called()
     await call.say("a")
     stream = await starting
-    first = messages(await stream.until(b'a"}\n\n'))
+    first = messages(await block_with(stream, b'a"}'))
     async with EventSourceClient(url(watching.api), last_event_id=first[-1].last_event_id) as source:
         await source.opened()
         await call.say("b")
@@ -317,7 +322,7 @@ async def test_a_page_that_comes_back_while_valkey_is_away_is_asked_to_try_again
     # when Valkey is away, then whoever comes back is not sent away for good, and whoever starts anew is refused
     valkey.kill()
     answer = await read(node.api, whole[0].last_event_id)
-    assert (answer.status, answer.body, answer.clean) == (200, b":\n", False)
+    assert (answer.status, answer.body, answer.clean) == (200, b":k\n", False)
     assert_refused(await read(node.api), 503, "store_unavailable")
 
     # and it goes on as soon as Valkey is back
@@ -408,12 +413,12 @@ async def test_a_slow_first_word_can_be_waited_for_and_resumed(make_node, upstre
 
     # when that takes longer than a keep-alive, then the head comes, with no more than where the reader is
     stream = await starting
-    block, _, rest = (await stream.until(b"\n\n:\n:\n")).partition(b"\n\n")
+    block, _, rest = (await stream.until(b"\n\n:k\n:k\n")).partition(b"\n\n")
     retry, cursor = re.fullmatch(rb"retry: (\d+)\nid: ([^\r\n]+)", block).groups()
     id, _, event_id = cursor.decode().partition(":")
     assert retry == b"50"
     assert (id, event_id) == (stream.headers["replay-generation-id"], (await node.api.generation(id))["last_event_id"])
-    assert re.fullmatch(rb"(?::\n)+", rest)
+    assert re.fullmatch(rb"(?::k\n)+", rest)
 
     # and whoever is cut there, comes back for all of it
     stream.hang_up()
@@ -446,13 +451,13 @@ async def test_a_slow_first_word_goes_on_in_the_same_connection(make_node, upstr
     call = await upstream.called()
     await call.send(call.chunk({"delta": {"reasoning_content": "hm"}}))
     stream = await starting
-    await stream.until(b"\n\n:\n")
+    await stream.until(b"\n\n:k\n")
     await call.say("a")
     await call.finish()
     answer = await stream.to_end()
     assert answer.clean
     assert [event.data for event in messages(answer.body)] == ['{"token":"a"}', DONE]
-    assert not re.search(rb"(?m)^:\n\n", answer.body)
+    assert not re.search(rb"(?m)^:k?\n\n", answer.body)
     assert b"event:" not in answer.body
 
 
@@ -541,7 +546,7 @@ async def test_a_cursor_on_an_event_that_never_was_is_a_reset_and_everything(ser
     call = await upstream.called()
     await call.say("a")
     stream = await starting
-    whole = messages(await stream.until(b'"a"}\n\n'))
+    whole = messages(await block_with(stream, b'"a"}'))
     if ended:
         await call.finish()
         whole = messages((await stream.to_end()).body)
@@ -550,7 +555,7 @@ async def test_a_cursor_on_an_event_that_never_was_is_a_reset_and_everything(ser
     # when somebody comes with a cursor on another log of that name
     cursor = f"{id}:1-1"
     async with streaming(url(service), {"Last-Event-ID": cursor}) as again:
-        await again.until(b'"a"}\n\n')
+        await block_with(again, b'"a"}')
         if not ended:
             await call.finish()
             whole = messages((await stream.to_end()).body)

@@ -19,6 +19,7 @@
 
 #include "program.h"
 
+static const char LIVE[] = "event: live";
 enum { READ_SIZE = 256 << 10, MOST_HEAD = 64 << 10, FIELD = 5 /* of "data:" */ };
 enum { PORTS_OF_AN_ADDRESS = 25000 }; /* what the kernel has for outgoing connections from one, and a margin */
 
@@ -67,7 +68,7 @@ struct request {
 struct sample {
     char *line; /* what has come of one that was cut */
     size_t line_length, line_room;
-    bool has_id;
+    bool has_id, live; /* whose id is that of the event before it */
     int64_t id, first_id, last_id;
     uint8_t *seen; /* bits: first_id, first_id + 1, … */
     size_t seen_room;
@@ -175,9 +176,9 @@ static void line_ended(struct connection *connection, bool blank, bool data)
         count.events++;
         if (++connection->events == 1) reached(&count.begun_events, &count.first_event_ns);
         if (connection->events == options.target) reached(&count.complete, &count.complete_ns);
-        if (sample && sample->has_id) check_id(sample);
+        if (sample && sample->has_id && !sample->live) check_id(sample);
     }
-    if (sample) sample->has_id = false;
+    if (sample) sample->has_id = sample->live = false;
     connection->has_data = false;
 }
 
@@ -221,6 +222,7 @@ static void examine_line(struct connection *connection, const char *line, const 
     bool data = end - line >= FIELD && !memcmp(line, "data:", FIELD);
     if (end > line && end[-1] == '\r') end--;
     if (data) note_stamps(line, end, now);
+    if (end - line == sizeof LIVE - 1 && !memcmp(line, LIVE, sizeof LIVE - 1)) connection->sample->live = true;
     if (end - line > 3 && !memcmp(line, "id:", 3)) {
         const char *digits = end;
         int64_t id = 0;

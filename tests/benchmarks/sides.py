@@ -237,11 +237,11 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 # An event of this service, as its own readers get it, and its data, which is what the others are given.
 _DATA = {"type": "token", "content": " " + STAMP.decode(), "timestamp": 1763701200.123}
-EVENT = b"id: 1763701200123-1000\nevent: token\ndata: " + json.dumps(_DATA, separators=(",", ":")).encode() + b"\n\n"
+EVENT = b"event: token\ndata: " + json.dumps(_DATA, separators=(",", ":")).encode() + b"\nid: 1763701200123-1000\n\n"
 CHUNKED_EVENT = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 
 
 def stamped() -> bytes:
     """The data of an event that is published now."""
-    data = EVENT.partition(b"data: ")[2].rstrip()
+    data = EVENT.partition(b"data: ")[2].partition(b"\n")[0]
     return data.replace(STAMP, b"@%019d@" % time.monotonic_ns())

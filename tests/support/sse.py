@@ -188,7 +188,7 @@ class EventSourceClient:
 
     @property
     def received(self) -> list[Message]:
-        """The events of the log; without those about the connection, which have no id of their own."""
+        """The events of the log; without those about the connection, which are no part of it."""
         return [event for event in self.events if event.event not in ("live", "reset", "expired")]
 
     async def _wait(self, what: str, met: Any, seconds: float) -> None:

@@ -41,8 +41,8 @@ from replay.wire.events import (
 from replay.wire.openai import chunk_of
 from replay.wire.openai_faces import CHUNKS
 
-_BLOCK = re.compile(rb"id: (\d+-\d+)\nevent: (start|token|delta|end)\ndata: ([^\n\r\0]+)\n\n")
-_CHUNK_BLOCK = re.compile(rb"id: (\d+-\d+)\ndata: ([^\n\r\0]+)\n\n")
+_BLOCK = re.compile(rb"event: (start|token|delta|end)\ndata: ([^\n\r\0]+)\nid: (\d+-\d+)\n\n")
+_CHUNK_BLOCK = re.compile(rb"data: ([^\n\r\0]+)\nid: (\d+-\d+)\n\n")
 _LINE = re.compile(rb"([^\n\r\0]+)\n")
 
 
@@ -75,19 +75,21 @@ def log_with(*chunks: dict[str, Any], end: End | None = COMPLETED) -> Log:
 def test_stream_of_events_is_framed_exactly():
     log = log_with(chat(content="Val"), chat(content='key"\\\n'), chat(reasoning="hm"), chat("stop"))
     assert encoded(SSE, log) == (
-        b"id: 1763701200123-0\nevent: start\n"
-        b'data: {"type":"start","generation_id":"gen_unit","model":"m","created":1763701200.123}\n\n'
-        b"id: 1763701200133-1\nevent: token\n"
-        b'data: {"type":"token","content":"Val","index":1}\n\n'
-        b"id: 1763701200143-2\nevent: token\n"
-        b'data: {"type":"token","content":"key\\"\\\\\\n","index":2}\n\n'
-        b"id: 1763701200153-3\nevent: delta\n"
-        b'data: {"type":"delta","choices":[{"index":0,"delta":{"reasoning":"hm"},"finish_reason":null}]}\n\n'
-        b"id: 1763701200163-4\nevent: delta\n"
-        b'data: {"type":"delta","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-        b"id: 1763701200173-5\nevent: end\n"
+        b"event: start\n"
+        b'data: {"type":"start","generation_id":"gen_unit","model":"m","created":1763701200.123}\n'
+        b"id: 1763701200123-0\n\n"
+        b"event: token\n"
+        b'data: {"type":"token","content":"Val","index":1}\nid: 1763701200133-1\n\n'
+        b"event: token\n"
+        b'data: {"type":"token","content":"key\\"\\\\\\n","index":2}\nid: 1763701200143-2\n\n'
+        b"event: delta\n"
+        b'data: {"type":"delta","choices":[{"index":0,"delta":{"reasoning":"hm"},"finish_reason":null}]}\n'
+        b"id: 1763701200153-3\n\n"
+        b"event: delta\n"
+        b'data: {"type":"delta","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\nid: 1763701200163-4\n\n'
+        b"event: end\n"
         b'data: {"type":"end","status":"completed","finish_reason":null,"usage":null,"error":null,"total_tokens":0,'
-        b'"ttft_ms":null,"duration_ms":0,"tokens":0,"timestamp":1763701200.173}\n\n'
+        b'"ttft_ms":null,"duration_ms":0,"tokens":0,"timestamp":1763701200.173}\nid: 1763701200173-5\n\n'
     )
 
 
@@ -103,12 +105,9 @@ def test_lines_are_framed_exactly():
 def test_chunks_are_framed_exactly():
     log = log_with({"id": "c", "choices": [{"index": 0, "text": "Val"}]}, {"id": "c", "choices": []})
     assert encoded(CHUNKS, log) == (
-        b"id: 1763701200133-1\n"
-        b'data: {"id":"gen_unit","choices":[{"index":0,"text":"Val"}]}\n\n'
-        b"id: 1763701200143-2\n"
-        b'data: {"id":"gen_unit","choices":[]}\n\n'
-        b"id: 1763701200153-3\n"
-        b"data: [DONE]\n\n"
+        b'data: {"id":"gen_unit","choices":[{"index":0,"text":"Val"}]}\nid: 1763701200133-1\n\n'
+        b'data: {"id":"gen_unit","choices":[]}\nid: 1763701200143-2\n\n'
+        b"data: [DONE]\nid: 1763701200153-3\n\n"
     )
 
 
@@ -148,7 +147,7 @@ def test_notices_never_move_the_cursor_unless_they_name_an_event():
         b'event: live\ndata: {"type":"live","last_event_id":"1-2"}\n\n'
     )
     assert SSE.notice("snapshot", {"text": "a\nb"}, "1-2") == (
-        b'id: 1-2\nevent: snapshot\ndata: {"type":"snapshot","text":"a\\nb"}\n\n'
+        b'event: snapshot\ndata: {"type":"snapshot","text":"a\\nb"}\nid: 1-2\n\n'
     )
     assert NDJSON.notice("live", {"last_event_id": "1-2"}) == b'{"type":"live","last_event_id":"1-2"}\n'
     assert NDJSON.notice("snapshot", {"text": ""}, "1-2") == b'{"id":"1-2","type":"snapshot","text":""}\n'
@@ -158,7 +157,7 @@ def test_notices_never_move_the_cursor_unless_they_name_an_event():
 def test_keep_alive_is_no_event_in_any_face():
     log = log_with(chat(content="x"))
     for face in (SSE, CHUNKS):
-        assert face.keepalive == b":\n"
+        assert face.keepalive == b":k\n"
         assert messages(face.keepalive * 3 + encoded(face, log)) == messages(encoded(face, log))
     assert [json.loads(line) for line in (NDJSON.keepalive * 3 + encoded(NDJSON, log)).splitlines()] == objects(log)
 
@@ -171,16 +170,16 @@ def test_keep_alive_is_no_event_in_any_face():
 def test_data_of_any_stream_is_one_line_of_json(stream):
     log = record(stream)
     blocks = matches(_BLOCK, encoded(SSE, log))
-    assert [(event_id, name) for event_id, name, _ in blocks] == [
+    assert [(event_id, name) for name, _, event_id in blocks] == [
         (str(event.id).encode(), event.kind.value.encode()) for event in log.events(0)
     ]
     lines = matches(_LINE, encoded(NDJSON, log))
-    assert [{"id": event_id.decode()} | json.loads(data) for event_id, _, data in blocks] == objects(log)
+    assert [{"id": event_id.decode()} | json.loads(data) for _, data, event_id in blocks] == objects(log)
     assert [json.loads(line) for line in lines] == objects(log)
     assert all(line.startswith(b'{"id":"') for line in lines)
     chunks = matches(_CHUNK_BLOCK, encoded(CHUNKS, log))
-    assert [event_id for event_id, _ in chunks] == [str(event.id).encode() for event in log.events(1)]
-    assert all(json.loads(data)["id"] == GENERATION_ID for _, data in chunks[:-1])
+    assert [event_id for _, event_id in chunks] == [str(event.id).encode() for event in log.events(1)]
+    assert all(json.loads(data)["id"] == GENERATION_ID for data, _ in chunks[:-1])
 
 
 @given(text=texts, name=texts)

@@ -215,10 +215,10 @@ def test_what_came_before_an_endless_event_is_told():
 
 
 def test_block_is_whole_lines_and_leaves_the_cursor_alone_without_an_id():
-    assert block(b"token", b"{}", event_id=b"1-2") == b"id: 1-2\nevent: token\ndata: {}\n\n"
-    assert block(b"live", b"{}") == b"event: live\ndata: {}\n\n"
+    assert block(b"token", b"{}", event_id=b"1-2") == b"event: token\ndata: {}\nid: 1-2\n\n"
+    assert block(b"reset", b"{}") == b"event: reset\ndata: {}\n\n"
 
 
 def test_keep_alive_is_one_comment_line_and_no_block():
-    assert KEEPALIVE == b":\n"
+    assert KEEPALIVE == b":k\n"
     assert decode(block(b"a", b"1") + KEEPALIVE + block(b"b", b"2"))[0] == [Message(b"a", b"1"), Message(b"b", b"2")]
