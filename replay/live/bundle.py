@@ -105,7 +105,9 @@ class Bundle(Outlet):
         self.channel = channel
         self._cursor = cursor
         self._on_gone = on_gone
-        self._first = b"".join(origin.first() for origin in origins if origin.first is not None)
+        # What has no id comes before what has one, whose cursor is behind it.
+        ordered = sorted(origins, key=lambda origin: origin.feed is None)
+        self._first = b"".join(origin.first() for origin in ordered if origin.first is not None)
         self._legs = deque(
             Leg(self, place, origin.feed, origin) for place, origin in enumerate(origins) if origin.feed is not None
         )

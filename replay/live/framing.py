@@ -27,6 +27,7 @@ class Channel(NamedTuple):
 
     def framed(self, data: bytes) -> bytes:
         """Whole blocks as they stand on the wire: some HTTP libraries hand on nothing of a chunk that is cut."""
+        data = one_line(data)
         if not self.chunked:
             return data
         if len(data) <= _CHUNK:
@@ -54,7 +55,7 @@ def frame(recording: Recording, channel: Channel, start: int, stop: int) -> tupl
     while len(data) > most and end - start > 1:  # a frame is larger than its entry
         end = start + max(1, (end - start) * most // len(data))
         data = channel.face.encode(recording, start, end)
-    return channel.framed(one_line(data)), end
+    return channel.framed(data), end
 
 
 class _Segment(NamedTuple):

@@ -93,10 +93,10 @@ def encode(recording: Recording, start: int, cursor: Cursor, place: int, max_byt
 def _block(event: Event, recording: Recording, name: bytes, cursor: bytes) -> bytes:
     data = event_data(event, recording.template(event.id.seq))
     labelled = data if event.entry[:1] == Entry.START else name + data[1:]  # a start names its generation itself
-    return sse.block(event.kind.value.encode(), sse.one_line(labelled), event_id=cursor)
+    return sse.block(event.kind.value.encode(), labelled, event_id=cursor)
 
 
 def notice(kind: str, generation_id: str, cursor: Cursor | None = None, **data: Any) -> bytes:
     """What concerns this reader of a generation only; with the reader's cursor, where it is to have an id."""
     told = json.dumps({"type": kind, "generation_id": generation_id, **data})
-    return sse.block(kind.encode(), sse.one_line(told), event_id=None if cursor is None else bytes(cursor))
+    return sse.block(kind.encode(), told, event_id=None if cursor is None else bytes(cursor))

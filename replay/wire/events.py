@@ -234,12 +234,12 @@ def event_objects(recording: Recording, start: int, stop: int) -> list[bytes]:
 
 def _sse_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
     encoded = None if event_id is None else event_id.encode()
-    return sse.block(name.encode(), sse.one_line(json.dumps({"type": name, **data})), event_id=encoded)
+    return sse.block(name.encode(), json.dumps({"type": name, **data}), event_id=encoded)
 
 
 def _line_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
     identity = {} if event_id is None else {"id": event_id}
-    return sse.one_line(json.dumps({**identity, "type": name, **data})) + b"\n"
+    return json.dumps({**identity, "type": name, **data}) + b"\n"
 
 
 def no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:

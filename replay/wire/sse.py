@@ -114,6 +114,6 @@ def one_line(data: bytes) -> bytes:
 
     They can stand in strings only, so an escape means the same.
     """
-    if b"\xe2\x80\xa8" in data or b"\xe2\x80\xa9" in data:
+    if b"\xe2" in data:  # one byte is found at once; the searches take a third of the time of encoding
         data = data.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
-    return data.replace(b"\xc2\x85", b"\\u0085") if b"\xc2\x85" in data else data
+    return data.replace(b"\xc2\x85", b"\\u0085") if b"\xc2" in data else data

@@ -106,6 +106,7 @@ class Stream:
     _inbox: _Inbox
     body: bytearray = field(default_factory=bytearray)
     arrivals: list[tuple[float, int]] = field(default_factory=list)  # monotonic seconds, length of `body` after it
+    chunks: list[int] = field(default_factory=list)  # sizes, of HTTP's transfer coding
     clean: bool | None = None  # None while it goes on
     _chunk_left: int = 0
     _length_left: int | None = None
@@ -143,6 +144,7 @@ class Stream:
                     pass  # trailers
                 self.clean = True
                 return b""
+            self.chunks.append(self._chunk_left)
         piece = await self._inbox.read(min(self._chunk_left, _PIECE))
         if not piece:
             raise asyncio.IncompleteReadError(b"", self._chunk_left)
