@@ -101,6 +101,8 @@ def read_event(line: bytes) -> Event:
     """The event of one line; raises NotAnEvent."""
     try:
         raw = json.loads(line)
-        return read(_KINDS.get(raw["type"], Event), raw, event_id=raw.get("id"))
+        kind = _KINDS.get(raw["type"], Event)
+        own_id = None if kind is Live else raw.get("id")  # of `live` it is the cursor as it stands
+        return read(kind, raw, event_id=own_id)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotAnEvent(f"expected an event, got {line[:100]!r}") from error

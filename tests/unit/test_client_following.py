@@ -95,10 +95,10 @@ def test_notices_do_not_move_the_cursor():
     reader = following()
     list(reader.feed(lines_after(log(2)[:1], None)))
     # when
-    shown = list(reader.feed(b'{"type":"live","last_event_id":"1000-0"}\n'))
+    shown = list(reader.feed(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
     shown += reader.feed(b'{"type":"reset","reason":"unknown_event_id","asked":"1000-0"}\n')
     # then
-    assert [type(event) for event in shown] == [Live, Reset]
+    assert [(type(event), event.event_id) for event in shown] == [(Live, None), (Reset, None)]
     assert reader.connect().headers["Last-Event-ID"] == "1000-0"
 
 
@@ -154,7 +154,7 @@ def test_what_may_pass_is_waited_for(outcome):
 def test_an_event_makes_the_next_pause_short_and_a_notice_does_not():
     reader = following(patience=Patience(None, jitter=lambda: 1.0))
     [reader.pause_s(CUT) for _ in range(5)]
-    list(reader.feed(b'{"type":"live","last_event_id":"1000-0"}\n'))
+    list(reader.feed(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
     assert reader.pause_s(CUT) == 3.2
     list(reader.feed(lines_after(log(2)[:1], None)))
     assert reader.pause_s(CUT) == 0.1
@@ -173,7 +173,7 @@ def test_patience_has_an_end_where_one_is_set():
     reader.pause_s(CUT)
     # when it comes back, and goes again
     now = 9.0
-    list(reader.feed(b'{"type":"live","last_event_id":"1000-0"}\n'))
+    list(reader.feed(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
     now = 100.0
     reader.pause_s(CUT)
     now = 110.0
