@@ -697,8 +697,9 @@ async def test_snapshots_are_the_transcripts_so_far_and_then_the_exact_tails(ser
 async def test_live_comes_behind_the_snapshot_of_one_that_is_alone(service, run):
     one = await run(service, "a")
     async with many(service, [one.id], mode="snapshot") as source:
-        await source.event("live")
+        live = await source.event("live")
         assert [event.event for event in source.events] == ["snapshot", "live"]
+        assert live.last_event_id == source.events[0].last_event_id
 
 
 async def test_a_cursor_wins_over_snapshots(service, upstream):
