@@ -28,8 +28,9 @@ Open = Callable[..., Awaitable[Tab]]
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
-# A browser says itself, on the console, that a server was not there or had nothing; no page can keep it from that.
-_BROWSERS_OWN = "Failed to load resource"
+# A browser says itself, on the console, that a server was not there or had nothing, or that a head was cut in the
+# middle of its content type; no page can keep it from that.
+_BROWSERS_OWN = ("Failed to load resource", "EventSource's response has a MIME type")
 
 # How the page is read: by the parts that its own script fills.
 TEXT = "document.querySelector('[data-part=text]')?.textContent === wanted"
