@@ -1,6 +1,7 @@
 # make run         the service on 127.0.0.1:8080, with its own Valkey     (needs python3)
 # make test        the tests                                         (installs what they need on Debian and Ubuntu)
 # make test-slow   those that take long
+# make clients     other people's libraries for server-sent events, behind cuts
 # make check       lint, types, architecture
 # make bench       what it costs and how fast it is, beside others; bench-quick takes three minutes instead of twenty
 # make lock        pin the newest versions that pyproject.toml allows
@@ -12,7 +13,7 @@ UV_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-header --no-annotate pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev check programs test test-slow bench bench-quick bench-gateway lock clean
+.PHONY: help run install dev check programs test test-slow clients bench bench-quick bench-gateway lock clean
 
 help:
 	@sed -n '/^# /!q;s/^# //p' Makefile
@@ -46,7 +47,7 @@ programs:
 	sh tests/install-programs.sh
 
 test: dev programs
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not clients"
 
 # Storms, long silences, restarts behind every proxy, the dashboard, other people's clients: what takes long; and the
 # contract once more, on a service of several workers.
@@ -55,6 +56,14 @@ test-slow: dev programs
 	$(BIN)/pytest -m "not slow" --workers 3 tests/acceptance/test_contract_generations.py \
 		tests/acceptance/test_contract_events.py tests/acceptance/test_contract_resuming.py \
 		tests/acceptance/test_contract_idempotency.py tests/acceptance/test_v1_completions.py
+
+# Those of Python and npm; of Go, Rust and Java where their tools are.
+clients: dev programs
+	$(PYTHON) -m venv tests/clients/python/.python
+	tests/clients/python/.python/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r tests/clients/python/requirements.txt
+	npm ci --prefix tests/clients/npm --no-audit --no-fund --loglevel=error
+	$(BIN)/pytest -n 2 -m clients
 
 bench: dev programs
 	$(BIN)/python -m tests.benchmarks
@@ -71,4 +80,5 @@ lock: dev
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules \
-		tests/acceptance/.litellm tests/benchmarks/peers/.python tests/benchmarks/peers/node_modules
+		tests/acceptance/.litellm tests/benchmarks/peers/.python tests/benchmarks/peers/node_modules \
+		tests/clients/python/.python tests/clients/npm/node_modules

@@ -137,6 +137,11 @@ class FaultProxy:
         self._cut_at = self.replies.bytes + count
         self._was_cut.clear()
 
+    @property
+    def will_cut(self) -> bool:
+        """Whether `cut_replies_after` is still to strike."""
+        return self._cut_at is not None
+
     async def reply_cut(self, seconds: float = DEADLINE_S) -> None:
         """Wait until `cut_replies_after` has struck."""
         await within("a reply to be cut by the proxy", self._was_cut.wait(), seconds)
