@@ -68,7 +68,9 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", ["everything", *(pytest.param(loss, marks=pytest.mark.slow) for loss in list(LOSSES)[1:])]
+)
 @pytest.mark.parametrize("speaks", [True, False], ids=["it speaks on", "it is silent"])
 async def test_nobody_waits_for_ever_for_a_node_that_died_after_the_lists_were_lost(
     make_node, valkey, upstream, loss, speaks
@@ -122,6 +124,7 @@ async def test_a_generation_is_listed_again_when_its_log_is_put_back(make_node, 
     assert len(upstream.calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["FLUSHALL", "DEL"])
 async def test_a_node_that_lives_is_not_taken_for_dead_when_valkey_loses_all_leases(make_node, valkey, upstream, loss):
     # given a generation on one node, read on another, with leases that are looked at more often than they are renewed
