@@ -21,11 +21,13 @@ from replay.http.orders import order_of
 from replay.http.problems import openai_error
 from replay.live.feed import Feed
 from replay.model.generation import is_generation_id
+from replay.offload import offload
 from replay.upstream import Api
 from replay.wire import json
 from replay.wire.kept_request import without_keys
-from replay.wire.responses import REPEATED
+from replay.wire.repeated_request import REPEATED
 from replay.wire.responses_face import RESPONSES, ResponseView
+from replay.wire.responses_tools import Tools, tools_of
 
 _LARGEST_NUMBER = 2**31
 _BULKY = ("tools", "instructions", "text")
@@ -63,10 +65,10 @@ class ResponseCalls:
         calls = self._calls
         feed, stream, background = await self._start(request)
         if background and not stream:
-            return answer_json(_response(feed), feed)
+            return self._answer(feed)
         if not stream:
             feed = await calls.whole(feed)
-            return await calls.failure(feed) if said_nothing(feed) else answer_json(_response(feed), feed)
+            return await calls.failure(feed) if said_nothing(feed) else self._answer(feed)
         if not background:
             await calls.first_words(feed)
         return await calls.failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
@@ -80,7 +82,14 @@ class ResponseCalls:
             repeated = self._repeated(body | {"background": background})
             _check(body)
             order = order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated)
-            return await calls.start(replace(order, prepare=self._continued)), stream, background
+            tools = await offload(order.size, lambda: _tools(body))
+            order = replace(
+                order,
+                prepare=self._continued,
+                ignored=tools.ignored or None,
+                namespaced=tools.namespaced or None,
+            )
+            return await calls.start(order), stream, background
 
     def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the response repeats of its request; it stands in the log, so what is bulky or not to be kept is not."""
@@ -111,7 +120,7 @@ class ResponseCalls:
         """A response as it is now; with `stream=true` its events, all or those after `starting_after`."""
         feed = await self._calls.hub.open(generation_id_of(request))
         if request.query.get("stream", "false").lower() != "true":
-            return answer_json(_response(feed), feed)
+            return self._answer(feed)
         number = negotiation.integer(request, "starting_after", least=-1, most=_LARGEST_NUMBER, default=-1)
         return self._stream(request, feed, after=number)
 
@@ -122,13 +131,25 @@ class ResponseCalls:
         if found is None and not feed.log.complete:
             raise InvalidRequest(f"starting_after={after}: expected the sequence_number of an event of this response")
         start, opening = found or (len(feed.log), b"")
-        headers = link_headers(feed) | {"x-request-id": request["request_id"]}
+        headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request["request_id"]}
         return calls.streaming.stream(request, feed, RESPONSES, start=start, opening=opening, headers=headers)
+
+    def _answer(self, feed: Feed) -> web.Response:
+        answer = answer_json(_response(feed), feed)
+        answer.headers.update(self._ignored(feed))
+        return answer
+
+    def _ignored(self, feed: Feed) -> dict[str, str]:
+        """The header that names the tools which the upstream was not told of; none while that is not known."""
+        start, translated = feed.start, feed.recording.view(ResponseView).translated
+        if translated is None and start.ignored:
+            translated = self._calls.upstream.speaks_responses(start.model) is False
+        return {"Replay-Ignored": ", ".join(start.ignored)} if translated and start.ignored else {}
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop a response, on whichever node it runs; what it has said stays."""
         feed = await self._calls.producers.cancel(generation_id_of(request))
-        return answer_json(_response(feed), feed)
+        return self._answer(feed)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Cancel if live, and remove every trace."""
@@ -151,6 +172,14 @@ def _check(body: dict[str, Any]) -> None:
     previous = body.get("previous_response_id")
     if previous is not None and not (isinstance(previous, str) and is_generation_id(previous)):
         raise InvalidRequest(f"previous_response_id: expected the id of a response, got {shown(previous)}")
+
+
+def _tools(body: dict[str, Any]) -> Tools:
+    """The tools of a request; none where it is wrong, which is for its upstream to say."""
+    try:
+        return tools_of(body)
+    except InvalidRequest:
+        return Tools([], [], {})
 
 
 def _response(feed: Feed) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class Order:
     prepare: Prepare | None = None  # completes the request, when and where the log is created
     keep_request: bool = True
     response: dict[str, Any] | None = None  # what a response repeats of its request
+    # What a response tells of its tools where the upstream only knows chat completions; see `Start`.
+    ignored: list[str] | None = None
+    namespaced: dict[str, list[str]] | None = None
     generation_id: str | None = None
     ttl_ms: int
     metadata: dict[str, Any] | None = None
@@ -142,11 +145,13 @@ class Starter:
             ttl_ms=order.ttl_ms,
             abandon_after_ms=order.abandon_after_ms,
             metadata=order.metadata,
-            notice=self._upstream.notice(model),
+            notice=self._notice(order, model),
             idempotency=claim,
             fingerprint=fingerprint,
             api=order.api,
             response=order.response,
+            ignored=order.ignored,
+            namespaced=order.namespaced,
         )
         call, kept = await offload(order.size, lambda: self._written(order, request))
         opening = _Opening(start, kept)
@@ -160,6 +165,16 @@ class Starter:
             raise
         self._producers.produce(feed, call)
         return Started(feed, created=True)
+
+    def _notice(self, order: Order, model: str) -> str | None:
+        """What a reader is told of the upstream, and of what it is not told."""
+        notice = self._upstream.notice(model)
+        speaks_responses = self._upstream.speaks_responses(model)
+        if not order.ignored or speaks_responses:
+            return notice
+        known = "since it" if speaks_responses is False else "if it turns out that it"
+        ignored = f"The upstream is not told of {', '.join(order.ignored)}, {known} only knows chat completions."
+        return ignored if notice is None else f"{notice} {ignored}"
 
     def _written(self, order: Order, request: dict[str, Any]) -> tuple[Call, bytes]:
         """The request as it is for the upstream, and as it is kept; empty where it is not."""

@@ -63,6 +63,9 @@ class Start:
     fingerprint: str | None = None  # of the request, where there is a claim: what the claim was for
     api: str | None = None  # the call of OpenAI's API that it answers; None: it was started at /generations
     response: dict[str, Any] | None = None  # what a response repeats of its request
+    # Where a response's upstream only knows chat completions:
+    ignored: list[str] | None = None  # the types of tools that it is not told of
+    namespaced: dict[str, list[str]] | None = None  # the namespace and the name of a tool, by what it is told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,9 @@ class Upstream(Protocol):
     def notice(self, model: str) -> str | None:
         """What the reader of a generation has to be told, as that it is a demonstration."""
 
+    def speaks_responses(self, model: str) -> bool | None:
+        """Whether a call of the Responses API is answered as such, and not with chunks; None where nobody knows yet."""
+
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
         """OpenAI's list of models; raises UpstreamError."""
 

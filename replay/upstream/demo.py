@@ -37,6 +37,10 @@ class DemoUpstream:
         """That it is a demonstration."""
         return _NOTICE
 
+    def speaks_responses(self, model: str) -> bool | None:
+        """It only knows completions."""
+        return False
+
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
         """There is only one."""
         return {"object": "list", "data": [{"id": "demo", "object": "model", "created": 0, "owned_by": "replay"}]}

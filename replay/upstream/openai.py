@@ -58,6 +58,10 @@ class OpenAIUpstream:
         """Nothing: it is a real one."""
         return None
 
+    def speaks_responses(self, model: str) -> bool | None:
+        """What was set, or has been found out."""
+        return self._speaks_responses
+
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The upstream's own list; raises UpstreamError."""
         response = await self._transport.request(

@@ -38,6 +38,13 @@ class UpstreamTable:
         """That of the upstream which answers."""
         return self._of(model).notice(model)
 
+    def speaks_responses(self, model: str) -> bool | None:
+        """Whether the one that answers does; None too where none does."""
+        try:
+            return self._of(model).speaks_responses(model)
+        except ModelNotFound:
+            return None
+
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
         """What the upstreams list, each as far as it would be asked for it."""
         listed = []

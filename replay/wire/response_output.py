@@ -15,12 +15,13 @@ parallel calls may come in turns. Ids are made of what every node knows: a reade
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from replay.model.transcript import grown
 
 Object = dict[str, Any]
+Names = Mapping[str, Sequence[str]]  # of tools: by the name in the chat, the namespace and the name there
 
 
 class Kind(NamedTuple):
@@ -70,8 +71,9 @@ def with_said(item: Object, place: int, kind: Kind, said: str) -> Object:
 class Output:
     """The items of one response, and the events that tell of them."""
 
-    def __init__(self, generation_id: str) -> None:
+    def __init__(self, generation_id: str, names: Names | None = None) -> None:
         self._generation_id = generation_id
+        self._names = names or {}
         self._items: list[_Item] = []
         self._calls: list[tuple[Any, _Item]] = []  # each with its index in the chunks
         self._speaking: _Item | None = None  # the reasoning or the message that grows
@@ -140,7 +142,7 @@ class Output:
         return f"call_{self._generation_id}_{len(self._items)}"
 
     def _append(self, kind: Kind, beside: Object) -> _Item:
-        item = _Item(kind, self._generation_id, len(self._items), beside)
+        item = _Item(kind, self._generation_id, len(self._items), beside, self._names)
         self._items.append(item)
         return item
 
@@ -168,8 +170,9 @@ def _logprob(token: Object) -> Object:
 class _Item:
     """One item. Reasoning and messages consist of parts, of which the last one grows; a call is one string."""
 
-    def __init__(self, kind: Kind, generation_id: str, output_index: int, beside: Object) -> None:
+    def __init__(self, kind: Kind, generation_id: str, output_index: int, beside: Object, names: Names) -> None:
         self.kind = kind
+        self._names = names
         self.beside = beside  # its fields beside the strings
         self._status = "in_progress"
         self._output_index = output_index
@@ -187,7 +190,16 @@ class _Item:
         item = {"id": self._id, "type": self.kind.item, **self.beside, "status": self._status}
         if self.kind.part:
             return item | {"content": [string.part for string in self._strings]}
-        return item | {self.kind.field: self._strings[0].whole}
+        return item | self._named | {self.kind.field: self._strings[0].whole}
+
+    @property
+    def _named(self) -> Object:
+        """The name of what is called, as the request has it."""
+        name = self.beside["name"]
+        if name not in self._names:
+            return {"name": name}
+        namespace, own = self._names[name]
+        return {"namespace": namespace, "name": own}
 
     def rename(self, name: Any) -> None:
         """Take the name again, which some servers repeat with every fragment, or the next piece of it."""
@@ -221,7 +233,7 @@ class _Item:
     def _close_string(self) -> list[Object]:
         events = self._strings[-1].close() if self._strings else []
         if self.kind is FUNCTION:
-            events[0]["name"] = self.beside["name"]
+            events[0] |= self._named
         return events
 
     def _event(self, what: str) -> Object:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from replay.wire.repeated_request import repeated
 from replay.wire.response_output import (
     CUSTOM,
     FUNCTION,
@@ -22,6 +23,7 @@ from replay.wire.response_output import (
     REFUSAL,
     TEXT,
     Kind,
+    Names,
     Object,
     Output,
     object_in,
@@ -37,29 +39,6 @@ _DELTAS = _SAID | {"response.reasoning_summary_text.delta": REASONING}
 _LAST = ("response.completed", "response.incomplete", "response.failed")
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # by the finish reason
 
-# What a response repeats of the request it answers, and what it says where the request left it open.
-REPEATED: Object = {
-    "background": False,
-    "instructions": None,
-    "max_output_tokens": None,
-    "max_tool_calls": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "previous_response_id": None,
-    "prompt_cache_key": None,
-    "reasoning": {"effort": None, "summary": None},
-    "safety_identifier": None,
-    "service_tier": "auto",
-    "store": True,
-    "temperature": 1.0,
-    "text": {"format": {"type": "text"}},
-    "tool_choice": "auto",
-    "tools": [],
-    "top_logprobs": 0,
-    "top_p": 1.0,
-    "truncation": "disabled",
-    "user": None,
-}
 _OURS = ("background", "metadata", "previous_response_id", "store")  # which this service sees to, not an upstream
 
 
@@ -139,7 +118,10 @@ def _whose(event: Object) -> int | str | None:
 class Responses:
     """All events of one generation in their order, and its response, as far as the log goes."""
 
-    def __init__(self, generation_id: str, *, model: str, created_at: int, request: Object) -> None:
+    def __init__(
+        self, generation_id: str, *, model: str, created_at: int, request: Object, names: Names | None = None
+    ) -> None:
+        self._names = names
         self._queued: Object = {
             "id": generation_id,
             "object": "response",
@@ -151,7 +133,7 @@ class Responses:
             "model": model,
             "output": [],
             "usage": None,
-            **_repeated(request),
+            **repeated(request),
         }
         self._ours = {"id": generation_id} | {key: request[key] for key in _OURS if key in request}
         self._source: _FromChunks | _FromEvents | None = None  # the first entry of the log tells
@@ -173,7 +155,7 @@ class Responses:
         if self._source is None and _is_event(chunk):
             self._source = _FromEvents(self._queued, self._ours)
         elif self._source is None and "choices" in chunk:
-            self._source = _FromChunks(self._queued)
+            self._source = _FromChunks(self._queued, self._names)
         return self._numbered(self._source.add(chunk)) if self._source else []
 
     def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
@@ -181,7 +163,7 @@ class Responses:
 
         ``status`` is the generation's; ``error`` has a code and a message.
         """
-        self._source = self._source or _FromChunks(self._queued)
+        self._source = self._source or _FromChunks(self._queued, self._names)
         return self._numbered(self._source.end(status, error, ended_at))
 
     def _numbered(self, events: list[Object]) -> list[Object]:
@@ -190,14 +172,6 @@ class Responses:
         first = self._told
         self._told += len(fresh)
         return [event | {"sequence_number": number} for number, event in enumerate(fresh, first)]
-
-
-def _repeated(request: Object) -> Object:
-    given = {key: request[key] for key in REPEATED if request.get(key) is not None}
-    for key, default in REPEATED.items():
-        if isinstance(default, dict) and isinstance(given.get(key), dict):
-            given[key] = default | given[key]  # some of what such an object says may be left open too
-    return REPEATED | given
 
 
 def _is_event(chunk: Object) -> bool:
@@ -284,9 +258,9 @@ class _FromEvents:
 class _FromChunks:
     """The events that chat chunks make."""
 
-    def __init__(self, queued: Object) -> None:
+    def __init__(self, queued: Object, names: Names | None) -> None:
         self._response = {**queued}
-        self._output = Output(queued["id"])
+        self._output = Output(queued["id"], names)
         self._finish_reason: Any = None
 
     @property

@@ -9,7 +9,7 @@ from replay.model.event import Event, Kind
 from replay.wire import json, sse
 from replay.wire.events import Face, Recording, decode_end, no_notice
 from replay.wire.openai import chunk_of
-from replay.wire.responses import Responses
+from replay.wire.responses import Responses, is_response_event
 
 
 class ResponseView:
@@ -22,7 +22,9 @@ class ResponseView:
             model=start.model,
             created_at=recording.log.times[0] // 1000,
             request=start.response or {},
+            names=start.namespaced,
         )
+        self.translated: bool | None = None  # whether the events are made of chat chunks; None before the first
         self._blocks: list[bytes] = []  # by sequence number
         self._told: list[int] = []  # by place in the log: how many blocks there are up to there
 
@@ -59,7 +61,10 @@ class ResponseView:
         if event.kind is Kind.END:
             end = decode_end(event.entry)
             return self._responses.end(end.status, end.error, event.id.ms // 1000)
-        return self._responses.add(json.loads(chunk_of(event.entry, recording.template(event.id.seq))))
+        chunk = json.loads(chunk_of(event.entry, recording.template(event.id.seq)))
+        if self.translated is None:
+            self.translated = not is_response_event(chunk)
+        return self._responses.add(chunk)
 
 
 def _encode(recording: Recording, start: int, stop: int) -> bytes:

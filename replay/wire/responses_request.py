@@ -8,13 +8,12 @@ say is refused, rather than answered as if it had not been asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
 
 from replay.errors import InvalidRequest
+from replay.wire.expect import Object, at, given, object_in, objects_in, one_of, string_in, unexpected
+from replay.wire.responses_tools import Tools, tools_of
 
-_V = TypeVar("_V")
-Object = dict[str, Any]
 _Translation = Callable[[Object, str], Object]  # of an object, given its place for what it may have to say
 
 # What other fields of the chat request say.
@@ -26,6 +25,7 @@ _OF_THE_SERVER = frozenset(
         *("stream", "stream_options", "background", "store", "include", "truncation", "max_tool_calls"),
         "previous_response_id",  # what it stands for is part of the input by now
         "metadata",  # it is kept here; OpenAI refuses it in a chat request that is not to be stored
+        "client_metadata",  # Codex tells its server of itself
     )
 )
 _UNSAYABLE = ("prompt", "conversation", "context_management")
@@ -38,14 +38,15 @@ def chat_request(body: Object) -> Object:
     for field in _UNSAYABLE:
         if body.get(field) is not None:
             raise InvalidRequest(f"{field}: expected nothing, since the upstream only knows chat completions")
+    tools = tools_of(body)
     translated = {
-        "messages": _messages(body),
+        "messages": _messages(body, tools),
         # Not `max_completion_tokens`: many servers only know the older name.
         "max_tokens": body.get("max_output_tokens"),
-        "tools": [_translated(tool, _TOOLS, place) for tool, place in _objects(body, "tools")] or None,
-        "tool_choice": _tool_choice(body.get("tool_choice")),
-        "reasoning_effort": _object(body, "reasoning").get("effort"),
-        **_text(_object(body, "text")),
+        "tools": tools.listed or None,
+        "tool_choice": tools.choice(body.get("tool_choice")),
+        "reasoning_effort": object_in(body, "reasoning").get("effort"),
+        **_text(object_in(body, "text")),
         **_logprobs(body),
     }
     request = {key: value for key, value in body.items() if key not in _NOT_KEPT}
@@ -55,99 +56,118 @@ def chat_request(body: Object) -> Object:
     return request
 
 
-# Reading what may be anything.
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    return "nothing" if value is None else repr(value)[:80]
-
-
-def _unexpected(place: str, expected: str, value: Any) -> InvalidRequest:
-    return InvalidRequest(f"{place}: expected {expected}, got {_shown(value)}")
-
-
-def _at(place: str, key: str) -> str:
-    return f"{place}.{key}" if place else key
-
-
-def _string(holder: Object, key: str, place: str = "") -> str:
-    """The string under a key, which must be there."""
-    value = holder.get(key)
-    if not isinstance(value, str):
-        raise _unexpected(_at(place, key), "a string", value)
-    return value
-
-
-def _object(holder: Object, key: str, place: str = "") -> Object:
-    """The object under a key; empty where there is none."""
-    value = holder.get(key)
-    if not isinstance(value, dict | None):
-        raise _unexpected(_at(place, key), "an object", value)
-    return value or {}
-
-
-def _objects(holder: Object, key: str, place: str = "") -> Iterator[tuple[Object, str]]:
-    """The objects listed under a key, each with its place; none where there is no list."""
-    values = holder.get(key)
-    if not isinstance(values, list | None):
-        raise _unexpected(_at(place, key), "a list", values)
-    for number, value in enumerate(values or ()):
-        each = f"{_at(place, key)}[{number}]"
-        if not isinstance(value, dict):
-            raise _unexpected(each, "an object", value)
-        yield value, each
-
-
-def _one_of(table: Mapping[str, _V], name: Any, place: str) -> _V:
-    if not isinstance(name, str) or name not in table:
-        raise _unexpected(place, "one of " + ", ".join(table), name)
-    return table[name]
+# The conversation.
 
 
 def _translated(holder: Object, table: Mapping[str, _Translation], place: str) -> Object:
     """What has a type, translated as that type is."""
-    return _one_of(table, holder.get("type"), _at(place, "type"))(holder, place)
+    return one_of(table, holder.get("type"), at(place, "type"))(holder, place)
 
 
-def _given(holder: Object, *keys: str) -> Object:
-    return {key: holder[key] for key in keys if holder.get(key) is not None}
-
-
-# The conversation.
-
-
-def _messages(body: Object) -> list[Object]:
-    messages: list[Object] = []
-    if body.get("instructions"):
-        messages.append({"role": "system", "content": _string(body, "instructions")})
+def _messages(body: Object, tools: Tools) -> list[Object]:
     said = body.get("input")
     if not said or not isinstance(said, str | list):
-        raise _unexpected("input", "a text or a list of items", said)
+        raise unexpected("input", "a text or a list of items", said)
+    conversation = _Conversation(tools)
+    if body.get("instructions"):
+        conversation.say("system", string_in(body, "instructions"))
     if isinstance(said, str):
-        return [*messages, {"role": "user", "content": said}]
-    for item, place in _objects(body, "input"):
-        kind = "message" if item.get("type") is None and "role" in item else item.get("type")
-        _one_of(_ITEMS, kind, _at(place, "type"))(messages, item, place)
-    return messages
-
-
-def _add_message(messages: list[Object], item: Object, place: str) -> None:
-    role = _one_of(_ROLES, item.get("role"), _at(place, "role"))
-    if role == "assistant":
-        _add_answer(messages, item, place)
+        conversation.say("user", said)
     else:
-        messages.append({"role": role, "content": _content(item, "content", place, _INPUT_PARTS)})
+        for item, place in objects_in(body, "input"):
+            conversation.add(item, place)
+    return conversation.whole()
 
 
-def _add_answer(messages: list[Object], item: Object, place: str) -> None:
-    """What the assistant said; after its calls it joins their message, which only their outputs may follow."""
-    said = _answer(item, place)
-    if said and not (messages and "tool_calls" in messages[-1]):
-        messages.append({"role": "assistant", "content": None})
-    for field, text in said.items():
-        messages[-1][field] = (messages[-1].get(field) or "") + text
+class _Conversation:
+    """The messages that the items become."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._messages: list[Object] = []
+        self._seen: list[Object] = []  # of tools' outputs, the parts that no message of a tool can hold
+
+    def say(self, role: str, content: str | list[Object]) -> None:
+        """Add a message."""
+        self._messages.append({"role": role, "content": content})
+
+    def add(self, item: Object, place: str) -> None:
+        """Add an item."""
+        kind = "message" if item.get("type") is None and "role" in item else item.get("type")
+        add = one_of(_ITEMS, kind, at(place, "type"))
+        if kind not in _AMONG_OUTPUTS:
+            self._show_seen()
+        add(self, item, place)
+
+    def whole(self) -> list[Object]:
+        """All messages."""
+        self._show_seen()
+        return self._messages
+
+    def _show_seen(self) -> None:
+        """Have the user show what tools have put out; only behind all outputs, for these have to follow their calls."""
+        if self._seen:
+            self.say("user", self._seen)
+            self._seen = []
+
+    def add_message(self, item: Object, place: str) -> None:
+        """Add a message of anybody's."""
+        role = one_of(_ROLES, item.get("role"), at(place, "role"))
+        if role == "assistant":
+            self._add_answer(item, place)
+        else:
+            self.say(role, _content(item, "content", place, _INPUT_PARTS))
+
+    def _add_answer(self, item: Object, place: str) -> None:
+        """What the assistant said; after its calls it joins their message, which only their outputs may follow."""
+        messages = self._messages
+        said = _answer(item, place)
+        if said and not (messages and "tool_calls" in messages[-1]):
+            messages.append({"role": "assistant", "content": None})
+        for field, text in said.items():
+            messages[-1][field] = (messages[-1].get(field) or "") + text
+
+    def add_call(self, item: Object, place: str) -> None:
+        """Add a call of the assistant, which stands in its message; several in a row are one message's."""
+        messages = self._messages
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": None})
+        kind, wrote = ("function", "arguments") if item["type"] == "function_call" else ("custom", "input")
+        call = {"name": self._tools.name(item, place), wrote: string_in(item, wrote, place)}
+        calls = messages[-1].setdefault("tool_calls", [])
+        calls.append({"id": string_in(item, "call_id", place), "type": kind, kind: call})
+
+    def add_output(self, item: Object, place: str) -> None:
+        """Add what a tool has put out."""
+        content = self._told(_content(item, "output", place, _INPUT_PARTS))
+        call_id = string_in(item, "call_id", place)
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+
+    def _told(self, output: str | list[Object]) -> str | list[Object]:
+        """What a tool's message can hold of its output: text."""
+        if isinstance(output, str):
+            return output
+        texts = [part for part in output if part["type"] == "text"]
+        self._seen += [part for part in output if part["type"] != "text"]
+        if len(texts) > 1:
+            return texts
+        return str(texts[0]["text"]) if texts else "The next message of the user shows it."
+
+    def leave_out(self, item: Object, place: str) -> None:
+        """Reasoning is the model's own; no chat request has a place for it."""
+
+
+_ITEMS: dict[str, Callable[[_Conversation, Object, str], None]] = {
+    "message": _Conversation.add_message,
+    "function_call": _Conversation.add_call,
+    "custom_tool_call": _Conversation.add_call,
+    "function_call_output": _Conversation.add_output,
+    "custom_tool_call_output": _Conversation.add_output,
+    "reasoning": _Conversation.leave_out,
+}
+_AMONG_OUTPUTS = ("function_call_output", "custom_tool_call_output", "reasoning")
+# Most servers' templates know no `developer`; OpenAI's own models take `system` for the same.
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
 def _answer(item: Object, place: str) -> dict[str, str]:
@@ -156,74 +176,43 @@ def _answer(item: Object, place: str) -> dict[str, str]:
     if isinstance(content, str):
         return {"content": content}
     if content is None:
-        raise _unexpected(_at(place, "content"), "a text or a list of parts", content)
+        raise unexpected(at(place, "content"), "a text or a list of parts", content)
     said: dict[str, str] = {}
-    for part, part_place in _objects(item, "content", place):
-        field, key = _one_of(_OUTPUT_PARTS, part.get("type"), _at(part_place, "type"))
-        said[field] = said.get(field, "") + _string(part, key, part_place)
+    for part, part_place in objects_in(item, "content", place):
+        field, key = one_of(_OUTPUT_PARTS, part.get("type"), at(part_place, "type"))
+        said[field] = said.get(field, "") + string_in(part, key, part_place)
     return said
-
-
-def _add_call(messages: list[Object], item: Object, place: str) -> None:
-    """A call of the assistant, which stands in its message; several in a row are one message's."""
-    if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": None})
-    kind, wrote = ("function", "arguments") if item["type"] == "function_call" else ("custom", "input")
-    call = {"name": _string(item, "name", place), wrote: _string(item, wrote, place)}
-    calls = messages[-1].setdefault("tool_calls", [])
-    calls.append({"id": _string(item, "call_id", place), "type": kind, kind: call})
-
-
-def _add_output(messages: list[Object], item: Object, place: str) -> None:
-    content = _content(item, "output", place, _TEXT_PARTS)
-    messages.append({"role": "tool", "tool_call_id": _string(item, "call_id", place), "content": content})
-
-
-def _leave_out(messages: list[Object], item: Object, place: str) -> None:
-    """Reasoning is the model's own; no chat request has a place for it."""
-
-
-_ITEMS = {
-    "message": _add_message,
-    "function_call": _add_call,
-    "custom_tool_call": _add_call,
-    "function_call_output": _add_output,
-    "custom_tool_call_output": _add_output,
-    "reasoning": _leave_out,
-}
-# Most servers' templates know no `developer`; OpenAI's own models take `system` for the same.
-_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
 def _content(item: Object, key: str, place: str, known: Mapping[str, _Translation]) -> str | list[Object]:
     """The text or the parts under a key; a single text is a string, which every server understands."""
     if isinstance(item.get(key), str):
-        return _string(item, key, place)
-    parts = [_translated(part, known, part_place) for part, part_place in _objects(item, key, place)]
+        return string_in(item, key, place)
+    parts = [_translated(part, known, part_place) for part, part_place in objects_in(item, key, place)]
     if not parts:
-        raise _unexpected(_at(place, key), "a text or a list of parts, not empty", item.get(key))
+        raise unexpected(at(place, key), "a text or a list of parts, not empty", item.get(key))
     if len(parts) == 1 and parts[0]["type"] == "text":
         return str(parts[0]["text"])
     return parts
 
 
 def _text_part(part: Object, place: str) -> Object:
-    return {"type": "text", "text": _string(part, "text", place)}
+    return {"type": "text", "text": string_in(part, "text", place)}
 
 
 def _image_part(part: Object, place: str) -> Object:
-    url = _string(part, "image_url", place)  # an uploaded file's id would mean nothing in a chat request
-    return {"type": "image_url", "image_url": {"url": url, **_given(part, "detail")}}
+    url = string_in(part, "image_url", place)  # an uploaded file's id would mean nothing in a chat request
+    return {"type": "image_url", "image_url": {"url": url, **given(part, "detail")}}
 
 
 def _audio_part(part: Object, place: str) -> Object:
-    return {"type": "input_audio", "input_audio": _object(part, "input_audio", place)}
+    return {"type": "input_audio", "input_audio": object_in(part, "input_audio", place)}
 
 
 def _file_part(part: Object, place: str) -> Object:
-    file = _given(part, "file_id", "file_data", "filename")
+    file = given(part, "file_id", "file_data", "filename")
     if file.keys() <= {"filename"}:
-        raise _unexpected(_at(place, "file_data"), "the file, or the file_id of one", None)
+        raise unexpected(at(place, "file_data"), "the file, or the file_id of one", None)
     return {"type": "file", "file": file}
 
 
@@ -237,60 +226,17 @@ _OUTPUT_PARTS = {
 }
 
 
-# Tools.
-
-
-def _function_tool(tool: Object, place: str) -> Object:
-    function = {"name": _string(tool, "name", place), **_given(tool, "description", "parameters", "strict")}
-    return {"type": "function", "function": function}
-
-
-def _custom_tool(tool: Object, place: str) -> Object:
-    custom = {"name": _string(tool, "name", place), **_given(tool, "description")}
-    if form := _object(tool, "format", place):
-        custom["format"] = _translated(form, _INPUT_FORMATS, f"{place}.format")
-    return {"type": "custom", "custom": custom}
-
-
-_INPUT_FORMATS: dict[str, _Translation] = {
-    "text": lambda form, place: {"type": "text"},
-    "grammar": lambda form, place: {"type": "grammar", "grammar": _given(form, "definition", "syntax")},
-}
-_TOOLS: dict[str, _Translation] = {"function": _function_tool, "custom": _custom_tool}
-
-
-def _tool_choice(choice: Any) -> Any:
-    if isinstance(choice, dict):
-        return _translated(choice, _CHOICES, "tool_choice")
-    if not isinstance(choice, str | None):
-        raise _unexpected("tool_choice", "a string or an object", choice)
-    return choice
-
-
-def _named(choice: Object, place: str) -> Object:
-    return {"type": choice["type"], choice["type"]: {"name": _string(choice, "name", place)}}
-
-
-def _allowed(choice: Object, place: str) -> Object:
-    tools = [_translated(tool, _NAMED, tool_place) for tool, tool_place in _objects(choice, "tools", place)]
-    return {"type": "allowed_tools", "allowed_tools": {"mode": _string(choice, "mode", place), "tools": tools}}
-
-
-_NAMED: dict[str, _Translation] = {"function": _named, "custom": _named}
-_CHOICES = _NAMED | {"allowed_tools": _allowed}
-
-
 # The answer's form.
 
 
 def _text(text: Object) -> Object:
-    form = _object(text, "format", "text")
+    form = object_in(text, "format", "text")
     as_chat = _translated(form, _FORMATS, "text.format") if form else {}
     return {"response_format": as_chat or None, "verbosity": text.get("verbosity")}
 
 
 def _json_schema(form: Object, place: str) -> Object:
-    schema = {"name": _string(form, "name", place), **_given(form, "schema", "strict", "description")}
+    schema = {"name": string_in(form, "name", place), **given(form, "schema", "strict", "description")}
     return {"type": "json_schema", "json_schema": schema}
 
 
@@ -304,7 +250,7 @@ _FORMATS: dict[str, _Translation] = {
 def _logprobs(body: Object) -> Object:
     include, top = body.get("include"), body.get("top_logprobs")
     if not isinstance(include, list | None):
-        raise _unexpected("include", "a list", include)
+        raise unexpected("include", "a list", include)
     if not top and "message.output_text.logprobs" not in (include or ()):
         return {}
     return {"logprobs": True, "top_logprobs": top or None}

@@ -71,8 +71,8 @@ async def feed_of(api: Api) -> bytes:
 async def test_what_cannot_be_put_to_the_upstream_leaves_nothing(make_node, valkey, upstream, generation_id):
     # given an upstream that knows chat completions alone
     node = await make_node(upstream_responses="no")
-    tools = [{"type": "web_search"}]
-    body = {"model": "m", "input": "Hi", "tools": tools, "replay": {"id": generation_id}}
+    asked = {"tools": [{"type": "web_search"}], "tool_choice": "required"}
+    body = {"model": "m", "input": "Hi", **asked, "replay": {"id": generation_id}}
     assert (await node.api.post("/v1/responses", body)).status == 400
     assert_problem(await node.api.get(f"/generations/{generation_id}"), 404)
     assert generation_id not in " ".join(await expiries(valkey))

@@ -2099,9 +2099,6 @@ async def test_a_node_that_is_stopped_leaves_no_reader_in_doubt(make_node, upstr
 
 
 UNSAYABLE: dict[str, dict[str, Any]] = {
-    "web_search": {"tools": [{"type": "web_search"}]},
-    "file_search": {"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]},
-    "mcp": {"tools": [TOOL, {"type": "mcp", "server_label": "l", "server_url": "https://a"}]},
     "prompt": {"prompt": {"id": "pmpt_1"}},
     "conversation": {"conversation": "conv_1"},
     "conversation object": {"conversation": {"id": "conv_1"}},
@@ -2125,13 +2122,13 @@ async def test_what_no_chat_can_be_asked_is_a_400(service, upstream, asked, stre
 async def test_what_no_chat_can_be_asked_fails_in_the_background(service, upstream):
     upstream.script = say("a")
     for form in ({}, {"stream": True}):
-        answer = await ask(service, BACKGROUND | UNSAYABLE["web_search"] | form)
+        answer = await ask(service, BACKGROUND | UNSAYABLE["tool_choice"] | form)
         if answer.status == 200:  # it may as well be refused at once
             found = await becomes(service, id_of(answer), "failed")
             assert found["error"]["code"] == "invalid_request"
-            assert "tools" in found["error"]["message"]
+            assert "tool_choice" in found["error"]["message"]
         else:
-            assert_refused(answer, 400, "invalid_request", "tools")
+            assert_refused(answer, 400, "invalid_request", "tool_choice")
     assert upstream.calls == []
 
 

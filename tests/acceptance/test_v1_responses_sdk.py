@@ -495,7 +495,11 @@ async def test_a_refusal_is_the_error_of_its_status(service, upstream, sdk, stre
 
 
 async def test_what_cannot_be_asked_is_a_bad_request(service, upstream, sdk):
-    for request in ({"tools": [{"type": "web_search"}]}, {"prompt": {"id": "pmpt_1"}}, {"conversation": "conv_1"}):
+    for request in (
+        {"tool_choice": {"type": "web_search_preview"}},
+        {"prompt": {"id": "pmpt_1"}},
+        {"conversation": "conv_1"},
+    ):
         with pytest.raises(BadRequestError) as caught:
             await sdk.ask(service.url, "responses.create", **ASKED, **request)
         assert next(iter(request)) in caught.value.message

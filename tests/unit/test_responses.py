@@ -19,7 +19,8 @@ from openai.types.responses import ResponseStreamEvent
 from support.samples import SAMPLES
 
 from replay.model.transcript import Transcript
-from replay.wire.responses import REPEATED, Responses, as_chunk, is_response_event
+from replay.wire.repeated_request import REPEATED
+from replay.wire.responses import Responses, as_chunk, is_response_event
 
 ID = "gen_unit"
 CREATED, ENDED = 1763701200, 1763701201

@@ -149,6 +149,32 @@ def test_what_is_said_after_a_call_stands_in_the_message_of_the_call():
     assert messages(*answers) == [{"role": "assistant", "content": text} for text in "ab"]
 
 
+def test_what_a_tool_shows_follows_all_outputs_as_a_message_of_the_user():
+    # A tool's message holds text alone, and nothing may stand between the outputs of one message's calls.
+    image, picture = (
+        {"type": "input_image", "image_url": "data:x"},
+        {"type": "image_url", "image_url": {"url": "data:x"}},
+    )
+    written = {"type": "input_text", "text": "x"}
+    assert messages(
+        function_call("a"),
+        function_call("b"),
+        output("a", [image]),
+        {"type": "reasoning", "id": "rs", "summary": []},
+        output("b", [written, image]),
+        function_call("c"),
+        output("c", [image, written, written]),
+    ) == [
+        {"role": "assistant", "content": None, "tool_calls": [chat_call("a"), chat_call("b")]},
+        {"role": "tool", "tool_call_id": "a", "content": "The next message of the user shows it."},
+        {"role": "tool", "tool_call_id": "b", "content": "x"},
+        {"role": "user", "content": [picture, picture]},
+        {"role": "assistant", "content": None, "tool_calls": [chat_call("c")]},
+        {"role": "tool", "tool_call_id": "c", "content": [text_part("x"), text_part("x")]},
+        {"role": "user", "content": [picture]},
+    ]
+
+
 def test_output_of_a_response_is_input_of_the_next_request():
     responses = Responses("gen_unit", model="m", created_at=0, request={})
     call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}
@@ -259,6 +285,7 @@ def test_parameters_of_the_same_name_and_unknown_ones_go_over_as_they_are():
 
 
 def test_what_only_the_responses_server_does_is_left_out():
+    assert parameters(client_metadata={"session_id": "s"}) == {}
     assert parameters(stream=True, stream_options={"include_obfuscation": False}, background=True, store=True) == {}
     assert parameters(metadata={"a": "b"}) == {}
     assert parameters(truncation="auto", max_tool_calls=3, previous_response_id="gen_1", prompt=None) == {}
@@ -286,12 +313,11 @@ def test_what_only_the_responses_server_does_is_left_out():
         ({"input": [said("user", {"type": "input_image", "file_id": "f"})]}, "input[0].content[0].image_url: "),
         ({"input": [said("user", {"type": "input_file", "file_url": "u"})]}, "input[0].content[0].file_data: "),
         ({"input": [said("assistant", {"type": "input_image"})]}, "input[0].content[0].type: expected one of "),
-        ({"input": [output("a", [{"type": "input_image"}])]}, "input[0].output[0].type: expected one of input_text"),
+        ({"input": [output("a", [{"type": "input_image"}])]}, "input[0].output[0].image_url: expected a string"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id: expected a string"),
         ({"instructions": ["x"]}, "instructions: expected a string, got a list"),
         ({"prompt": {"id": "p"}}, "prompt: expected nothing"),
         ({"conversation": "conv_1"}, "conversation: expected nothing"),
-        ({"tools": [_FLAT, {"type": "mcp"}]}, "tools[1].type: expected one of function, custom, got 'mcp'"),
         ({"tools": [_NESTED]}, "tools[0].name: expected a string, got nothing"),
         ({"tools": {}}, "tools: expected a list, got an object"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type: expected one of function, custom, allowed_tools, "),

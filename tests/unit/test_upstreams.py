@@ -28,6 +28,9 @@ class Named:
     def notice(self, model: str) -> str | None:
         return f"{self.name} answers for {model}"
 
+    def speaks_responses(self, model: str) -> bool | None:
+        return self.name == "openai"
+
     async def models(self, credentials: Any = None) -> dict[str, Any]:
         return {"object": "list", "data": [{"id": name} for name in self.listed]}
 
@@ -54,6 +57,7 @@ def table() -> UpstreamTable:
 def test_first_row_that_fits_answers(model, name):
     assert table().stream(Call(api=Api.CHAT, model=model, body=b"{}")) == name
     assert table().notice(model) == f"{name} answers for {model}"
+    assert table().speaks_responses(model) is (name == "openai")
 
 
 async def test_list_has_each_model_where_it_would_be_asked_for():
