@@ -17,11 +17,12 @@ from replay.model.generation import End, Status
 from replay.wire import json, sse
 from replay.wire.events import Face, Recording, decode_end, no_notice
 from replay.wire.forms import text_of
-from replay.wire.openai import Shape, visible_text, whole_chunk, with_id
+from replay.wire.openai import Shape, further_fields, visible_text, whole_chunk, with_id
 
 _STREAM = "text/event-stream; charset=utf-8"
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
 _DONE = b"[DONE]"
+_COUNTS = frozenset(("usage", "timings"))  # llama-server moves its times to the chunk that has the usage
 
 
 def _chunks(recording: Recording, start: int, stop: int, *, usage: bool = True) -> Iterator[tuple[EventId, bytes]]:
@@ -53,7 +54,9 @@ def _is_usage(raw: bytes) -> bool:
     if b'"usage"' not in raw:
         return False
     chunk = json.loads(raw)
-    return isinstance(chunk.get("usage"), dict) and not any(map(_says_something, chunk.get("choices") or ()))
+    if not isinstance(chunk.get("usage"), dict) or any(map(_says_something, chunk.get("choices") or ())):
+        return False
+    return not any(value for key, value in further_fields(chunk).items() if key not in _COUNTS)
 
 
 def _says_something(choice: dict[str, Any]) -> bool:

@@ -335,6 +335,32 @@ async def test_usage_alone_is_not_shown_to_whoever_did_not_ask_for_it(service, u
 
 
 @pytest.mark.parametrize(
+    ("beside", "shown"),
+    [
+        ({}, False),
+        ({"citations": None, "service_tier": "default"}, False),
+        ({"timings": {"prompt_ms": 0.7}}, False),
+        ({"citations": ["https://a"]}, True),
+        ({"x_vendor": {"cost": 0.1}}, True),
+    ],
+)
+async def test_usage_is_shown_to_whoever_did_not_ask_where_more_is_said_with_it(service, upstream, beside, shown):
+    async def script(call):
+        await call.say("a")
+        await call.send(call.chunk({"delta": {}, "finish_reason": "stop"}))
+        await call.send(call.chunk(usage=USAGE, **beside))
+        await call.done()
+
+    upstream.script = script
+    answer = await ask(service, stream=True)
+    assert ("usage" in data_of(answer)[-2]) == shown
+
+    # and to whoever asks for the log's own chunks always
+    everything = data_of(await service.read(id_of(answer), format="openai"))
+    assert everything[-2].items() >= {"usage": USAGE, **beside}.items()
+
+
+@pytest.mark.parametrize(
     "options", [None, {}, {"include_usage": False}, {"include_usage": None}, {"include_obfuscation": False}]
 )
 async def test_the_upstream_always_counts_and_the_log_has_it(service, upstream, options):
