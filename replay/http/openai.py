@@ -7,7 +7,7 @@ waits for the upstream's, so that a refusal keeps its status.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -166,7 +166,8 @@ class Completions:
         options = body.pop("replay", None)
         stream = take_flag(body, "stream")
         face = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
-        feed = await calls.start(order_of(request, body, options, calls.settings, api=api))
+        order = order_of(request, body, options, calls.settings, api=api)
+        feed = await calls.start(replace(order, whole=not stream))
         return feed, face if stream else None
 
     async def _answer(self, request: web.Request, feed: Feed, face: Face | None) -> web.StreamResponse:

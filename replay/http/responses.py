@@ -86,6 +86,7 @@ class ResponseCalls:
             order = replace(
                 order,
                 prepare=self._continued,
+                whole=not (stream or background),
                 ignored=tools.ignored or None,
                 namespaced=tools.namespaced or None,
             )

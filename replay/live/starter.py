@@ -39,6 +39,7 @@ class Order:
     credentials: Mapping[str, str] | None = field(default=None, repr=False)  # the caller's own, for the upstream
     prepare: Prepare | None = None  # completes the request, when and where the log is created
     keep_request: bool = True
+    whole: bool = False  # its caller wants no stream
     response: dict[str, Any] | None = None  # what a response repeats of its request
     # What a response tells of its tools where the upstream only knows chat completions; see `Start`.
     ignored: list[str] | None = None
@@ -187,6 +188,7 @@ class Starter:
             credentials=order.credentials,
             # OpenAI's clients try again by themselves.
             retries=self._settings.upstream_retries if order.api is None else 0,
+            whole=order.whole,
         )
         raw = json.dumps(kept) if order.keep_request else b""
         return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""

@@ -7,7 +7,7 @@ times as much, and lose what they do not know.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -86,25 +86,46 @@ class OpenAIUpstream:
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncIterator[AsyncIterator[bytes]]:
         """See the port."""
-        response = await self._ask(call)
-        del call  # it may be megabytes, and the answer takes minutes
-        try:
-            content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if content_type in _NO_STREAM:
-                raise UpstreamInvalid(
-                    f"the upstream answered 200 with {content_type}: expected a stream of chunks (text/event-stream)"
-                )
-            yield self._transport.pieces(response)
-        finally:
-            response.close()
+        with ExitStack() as opened:
+            pieces = await self._open(call, opened)
+            if call.whole:
+                pieces = self._insist(call, pieces, opened)
+            del call  # it may be megabytes, and the answer takes minutes
+            yield pieces
 
-    async def _ask(self, call: Call) -> aiohttp.ClientResponse:
+    async def _insist(self, call: Call, pieces: AsyncIterator[bytes], opened: ExitStack) -> AsyncIterator[bytes]:
+        """An answer's pieces; where it has none, those of a second one that is asked for without a stream.
+
+        Some servers say nothing at all in a stream where they would refuse the same call without one, and say why.
+        """
+        first = await anext(pieces, b"")
+        if not first:
+            pieces = await self._open(call, opened, stream=False)
+        del call
+        if first:
+            yield first
+        async for piece in pieces:
+            yield piece
+
+    async def _open(self, call: Call, opened: ExitStack, *, stream: bool = True) -> AsyncIterator[bytes]:
+        response = await self._ask(call, stream=stream)
+        opened.callback(response.close)
+        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type in _NO_STREAM:
+            raise UpstreamInvalid(
+                f"the upstream answered 200 with {content_type}: expected a stream of chunks (text/event-stream)"
+            )
+        return self._transport.pieces(response)
+
+    async def _ask(self, call: Call, *, stream: bool) -> aiohttp.ClientResponse:
         """Make the call; in another way where this one is not known to the server, which is remembered."""
         native = call.api is Api.RESPONSES and self._speaks_responses is not False
         counted, plain = self._counts_usage, self._omits_obfuscation
         while True:
             api = call.api if native or call.api is not Api.RESPONSES else Api.CHAT
-            content = await offload(len(call.body), partial(_content, call, api, counted=counted, plain=plain))
+            content = await offload(
+                len(call.body), partial(_content, call, api, stream=stream, counted=counted, plain=plain)
+            )
             try:
                 response = await self._transport.request(
                     "POST",
@@ -135,11 +156,14 @@ class OpenAIUpstream:
         await self._transport.close()
 
 
-def _content(call: Call, api: Api, *, counted: bool, plain: bool) -> bytes:
+def _content(call: Call, api: Api, *, stream: bool, counted: bool, plain: bool) -> bytes:
     """What is sent: the call's body, translated where this is another API, with what is asked for beside."""
     body = json.loads(call.body)
     if api is not call.api:
         body = chat_request(body)
+    if not stream:
+        body.pop("stream_options", None)  # servers refuse options of a stream where none is asked for
+        return json.dumps(body | {"stream": False})
     if counted and api is not Api.RESPONSES:
         body = with_usage(body)
     if plain:

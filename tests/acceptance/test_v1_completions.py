@@ -303,6 +303,36 @@ async def test_an_upstream_that_answers_200_and_nothing_is_a_502(service, upstre
     assert_refused(answer, 502, "upstream_truncated")
 
 
+@pytest.mark.parametrize("body", [CHAT, LEGACY], ids=["chat", "legacy"])
+async def test_why_nothing_is_streamed_is_asked_without_a_stream_where_none_is_wanted(service, upstream, body):
+    # given a server that refuses a prompt, but in a stream just says nothing
+    async def too_long(call):
+        await (call.done() if call.request["stream"] else call.respond(400, ERROR))
+
+    upstream.script = too_long
+
+    # when the whole answer is wanted, then the refusal is the answer, after two calls that are the same otherwise
+    answer = await ask(service, body | COUNTED)
+    assert (answer.status, answer.json()) == (400, ERROR)
+    first, second = (call.request for call in upstream.calls)
+    assert second == {name: value for name, value in first.items() if name != "stream_options"} | {"stream": False}
+
+    # and when a stream is, its one call is all
+    assert_refused(await ask(service, body, stream=True), 502, "upstream_truncated")
+    assert len(upstream.calls) == 3
+
+
+@pytest.mark.parametrize("spoken", [b":\n\n", b"data: [DONE]\n\n"])
+async def test_what_has_said_anything_is_not_asked_again(service, upstream, spoken):
+    async def script(call):
+        await call.send_raw(spoken)
+        await call.done()
+
+    upstream.script = script
+    assert_refused(await ask(service), 502, "upstream_truncated")
+    assert len(upstream.calls) == 1
+
+
 @BOTH
 @each({name: sample for name, sample in SAMPLES.items() if name[:2] in ("25", "28")})
 async def test_a_recorded_refusal_is_answered_as_it_came(service, upstream, sample, stream):
@@ -1309,12 +1339,13 @@ async def test_the_same_key_with_another_body_is_a_422(service, other_service, u
 async def test_a_call_that_was_refused_does_not_bind_its_key(service, other_service, upstream, key, refusal, stream):
     # given an upstream that refuses every other call
     async def by_turns(call):
-        if len(upstream.calls) % 2 == 0:
+        streamed = [other for other in upstream.calls if other.request["stream"]]
+        if refusal == "empty" and (len(streamed) % 2 or call is not streamed[-1]):
+            await call.done()
+        elif len(streamed) % 2 == 0:
             await say("a")(call)
         elif refusal == "hang up":
             await call.cut()
-        elif refusal == "empty":
-            await call.done()
         else:
             await call.respond(int(refusal), ERROR)
 

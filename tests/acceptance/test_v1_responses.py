@@ -2119,6 +2119,22 @@ async def test_what_no_chat_can_be_asked_is_a_400(service, upstream, asked, stre
     assert upstream.calls == []
 
 
+async def test_why_nothing_is_streamed_is_asked_without_a_stream_where_none_is_wanted(world):
+    # given a server that refuses a prompt, but in a stream just says nothing
+    async def too_long(call):
+        await (call.done() if call.request["stream"] else call.respond(400, ERROR))
+
+    world.upstream.script = too_long
+    answer = await ask(world.here)
+    assert (answer.status, answer.json()) == (400, ERROR)
+    assert [call.request["stream"] for call in world.upstream.calls] == [True, False]
+
+    # when the client wants events, then its one call is all
+    assert_refused(await ask(world.here, stream=True), 502, "upstream_truncated")
+    await becomes(world.here, await begin(world.here), "failed")
+    assert [call.request["stream"] for call in world.upstream.calls[2:]] == [True, True]
+
+
 async def test_what_no_chat_can_be_asked_fails_in_the_background(service, upstream):
     upstream.script = say("a")
     for form in ({}, {"stream": True}):
