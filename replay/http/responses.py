@@ -25,7 +25,7 @@ from replay.offload import offload
 from replay.upstream import Api
 from replay.wire import json
 from replay.wire.kept_request import without_keys
-from replay.wire.repeated_request import REPEATED
+from replay.wire.repeated import REPEATED
 from replay.wire.responses_face import RESPONSES, ResponseView
 from replay.wire.responses_tools import Tools, tools_of
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from replay.wire.repeated_request import repeated
+from replay.wire.repeated import repeated
 from replay.wire.response_output import (
     CUSTOM,
     FUNCTION,

@@ -19,7 +19,7 @@ from openai.types.responses import ResponseStreamEvent
 from support.samples import SAMPLES
 
 from replay.model.transcript import Transcript
-from replay.wire.repeated_request import REPEATED
+from replay.wire.repeated import REPEATED
 from replay.wire.responses import Responses, as_chunk, is_response_event
 
 ID = "gen_unit"

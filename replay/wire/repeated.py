@@ -1,11 +1,11 @@
-"""What a response of OpenAI's Responses API repeats of the request it answers."""
+"""What a response of the Responses API repeats of its request."""
 
 from __future__ import annotations
 
-from replay.wire.response_output import Object
+from typing import Any
 
-# With what it says where the request left it open.
-REPEATED: Object = {
+# With what is said where the request left it open.
+REPEATED: dict[str, Any] = {
     "background": False,
     "instructions": None,
     "max_output_tokens": None,
@@ -29,8 +29,8 @@ REPEATED: Object = {
 }
 
 
-def repeated(request: Object) -> Object:
-    """What a response repeats of a request."""
+def repeated(request: dict[str, Any]) -> dict[str, Any]:
+    """The members that a response to a request begins with."""
     given = {key: request[key] for key in REPEATED if request.get(key) is not None}
     for key, default in REPEATED.items():
         if isinstance(default, dict) and isinstance(given.get(key), dict):
