@@ -35,7 +35,7 @@ from replay.model.generation import End
 from replay.store import EventStore
 from replay.upstream import Api, Upstream
 from replay.wire import json
-from replay.wire.completions import completion_of
+from replay.wire.completions import completion_of, sent_whole
 from replay.wire.events import Face, decode_end
 from replay.wire.openai import wants_usage
 from replay.wire.openai_faces import COMPLETIONS, COMPLETIONS_BARE, error_object
@@ -220,6 +220,9 @@ def take_flag(body: dict[str, Any], name: str) -> bool:
 def assembled(feed: Feed) -> dict[str, Any]:
     """The whole answer so far, as a call without streaming gives it."""
     log, start = feed.log, feed.start
+    whole = sent_whole(feed.recording)
+    if whole is not None:
+        return whole
     return completion_of(
         feed.transcript(len(log)), generation_id=feed.generation_id, model=start.model, created=log.times[0] // 1000
     )

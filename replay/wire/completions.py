@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from replay.model.event import WHOLES
 from replay.model.transcript import Choice, Transcript
+from replay.wire import json
+from replay.wire.events import Recording
+from replay.wire.openai import whole_chunk
 
 _ENVELOPE = frozenset(("id", "object", "created", "model"))
 
@@ -26,6 +30,18 @@ def completion_of(transcript: Transcript, *, generation_id: str, model: str, cre
         "usage": transcript.usage,
         **{key: value for key, value in said.items() if key not in _ENVELOPE},
     }
+
+
+def sent_whole(recording: Recording) -> dict[str, Any] | None:
+    """The completion that the upstream has sent in one piece, under the generation's id; None where it has streamed."""
+    log = recording.log
+    if not log.complete or len(log) != 3 or log.entries[1][0] not in WHOLES:
+        return None
+    completion: dict[str, Any] = json.loads(whole_chunk(log.entries[1]))
+    choices = completion.get("choices")
+    if not choices or not all(isinstance(choice.get("message"), dict) for choice in choices):
+        return None
+    return completion | {"id": recording.start.generation_id}
 
 
 def _chat_choice(index: int, choice: Choice) -> dict[str, Any]:

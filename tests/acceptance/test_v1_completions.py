@@ -463,6 +463,26 @@ async def test_a_call_without_streaming_is_answered_with_the_whole(service, upst
         assert completion[name] == sample.chunks[-1][name]
 
 
+async def test_what_the_upstream_sends_as_a_whole_is_the_answer_as_it_came(service, upstream):
+    # given an upstream that does not stream, and says more than a stream's chunks do
+    message = {"role": "assistant", "content": "Valkey", "refusal": None, "annotations": [], "x": [1, None]}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": 7}
+    completion = {"id": "c", "object": "chat.completion", "created": 5, "model": "other", "choices": [choice]}
+    completion |= {"usage": USAGE | {"cost": 0.1}, "service_tier": None, "prompt_logprobs": None}
+
+    async def whole(call):
+        await call.send(completion)
+        await call.done()
+
+    upstream.script = whole
+
+    # then its answer comes as it was, and so it does later
+    answer = await ask(service)
+    assert (answer.status, answer.json()) == (200, completion | {"id": id_of(answer)})
+    assert (await service.get(f"{CHAT_PATH}/{id_of(answer)}")).json() == answer.json() | {"metadata": {}}
+    assert (await service.generation(id_of(answer)))["usage"] == completion["usage"]
+
+
 @pytest.mark.parametrize("stream", [None, False])
 async def test_without_streaming_the_upstream_streams_all_the_same(service, upstream, stream):
     waiting = asyncio.create_task(service.post(CHAT_PATH, CHAT | ({} if stream is None else {"stream": stream})))
