@@ -154,7 +154,7 @@ class _Conversation:
         return str(texts[0]["text"]) if texts else "The next message of the user shows it."
 
     def leave_out(self, item: Object, place: str) -> None:
-        """Reasoning is the model's own; no chat request has a place for it."""
+        """Reasoning is the model's own, and what a server has searched for stands in what it says of it."""
 
 
 _ITEMS: dict[str, Callable[[_Conversation, Object, str], None]] = {
@@ -164,8 +164,13 @@ _ITEMS: dict[str, Callable[[_Conversation, Object, str], None]] = {
     "function_call_output": _Conversation.add_output,
     "custom_tool_call_output": _Conversation.add_output,
     "reasoning": _Conversation.leave_out,
+    "web_search_call": _Conversation.leave_out,
+    "file_search_call": _Conversation.leave_out,
+    "code_interpreter_call": _Conversation.leave_out,
 }
-_AMONG_OUTPUTS = ("function_call_output", "custom_tool_call_output", "reasoning")
+_AMONG_OUTPUTS = frozenset(
+    kind for kind, add in _ITEMS.items() if add in (_Conversation.add_output, _Conversation.leave_out)
+)
 # Most servers' templates know no `developer`; OpenAI's own models take `system` for the same.
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 

@@ -149,6 +149,18 @@ def test_what_is_said_after_a_call_stands_in_the_message_of_the_call():
     assert messages(*answers) == [{"role": "assistant", "content": text} for text in "ab"]
 
 
+def test_what_another_server_has_done_by_itself_is_told_by_what_it_said_of_it():
+    searched = {
+        "type": "web_search_call",
+        "id": "ws",
+        "status": "completed",
+        "action": {"type": "search", "query": "x"},
+    }
+    answer = {"role": "assistant", "content": "It rains."}
+    user = {"role": "user", "content": "Weather?"}
+    assert messages(user, searched, answer) == [user, answer]
+
+
 def test_what_a_tool_shows_follows_all_outputs_as_a_message_of_the_user():
     # A tool's message holds text alone, and nothing may stand between the outputs of one message's calls.
     image, picture = (
