@@ -352,14 +352,23 @@ _WHOLE = {
     "input": [
         said("user", {"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "data:x"}),
         said("assistant", {"type": "output_text", "text": "a"}, {"type": "refusal", "refusal": "No"}),
-        function_call("a"),
-        output("a", [{"type": "input_text", "text": "x"}]),
+        function_call("a") | {"namespace": "n"},
+        output("a", [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "data:x"}]),
         said("user", {"type": "input_file", "file_id": "f"}, {"type": "input_audio", "input_audio": {}}),
     ],
     "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}, "verbosity": "low"},
     "reasoning": {"effort": "low"},
-    "tools": [_FLAT, {"type": "custom", "name": "g", "format": {"type": "grammar", **_GRAMMAR}}],
-    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+    "tools": [
+        _FLAT,
+        {"type": "custom", "name": "g", "format": {"type": "grammar", **_GRAMMAR}},
+        {"type": "namespace", "name": "n", "description": "d", "tools": [_FLAT]},
+        {"type": "web_search"},
+    ],
+    "tool_choice": {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "function", "name": "f", "namespace": "n"}, {"type": "namespace", "name": "n"}],
+    },
     "include": ["message.output_text.logprobs"],
     "top_logprobs": 2,
     "max_output_tokens": 5,
@@ -398,4 +407,4 @@ def test_any_request_is_translated_or_refused(body):
 
 
 def test_whole_request_is_translated():
-    assert len(chat_request(_WHOLE)["messages"]) == 5
+    assert len(chat_request(_WHOLE)["messages"]) == 6
