@@ -1,7 +1,7 @@
 # make run         the service on 127.0.0.1:8080, with its own Valkey     (needs python3)
 # make test        the tests                                         (installs what they need on Debian and Ubuntu)
 # make test-slow   those that take long
-# make clients     other people's libraries for server-sent events, behind cuts
+# make clients     what other people have written, in several languages, behind cuts
 # make check       lint, types, architecture
 # make bench       what it costs and how fast it is, beside others; bench-quick takes three minutes instead of twenty
 # make lock        pin the newest versions that pyproject.toml allows
@@ -57,7 +57,7 @@ test-slow: dev programs
 		tests/acceptance/test_contract_events.py tests/acceptance/test_contract_resuming.py \
 		tests/acceptance/test_contract_idempotency.py tests/acceptance/test_v1_completions.py
 
-# Those of Python and npm; of Go, Rust and Java where their tools are.
+# Libraries for server-sent events of Python and npm, of Go, Rust and Java where their tools are, and the Codex CLI.
 clients: dev programs
 	$(PYTHON) -m venv tests/clients/python/.python
 	tests/clients/python/.python/bin/python -m pip install --quiet --disable-pip-version-check \

@@ -13,9 +13,9 @@ from support.api import Api
 from support.deadlines import DEADLINE_S
 from support.upstream import USAGE, Call
 
-pytestmark = pytest.mark.slow  # its program has 400 MB
+pytestmark = pytest.mark.clients
 
-PROGRAM = Path(__file__).parent / "node_modules/.bin/codex"
+PROGRAM = Path(__file__).parent / "npm/node_modules/.bin/codex"
 CONFIG = """
 model = "test-model"
 model_provider = "local"
@@ -36,7 +36,7 @@ PIXEL = bytes.fromhex(
 
 async def codex(api: Api, home: Path, prompt: str) -> list[dict[str, Any]]:
     """The events of one turn that ends well."""
-    assert PROGRAM.exists(), "the npm clients are not installed: npm ci --prefix tests/acceptance"
+    assert PROGRAM.exists(), "the npm clients are not installed: npm ci --prefix tests/clients/npm"
     work = home / "work"
     work.mkdir()
     (home / "config.toml").write_text(CONFIG.format(url=api.url))
