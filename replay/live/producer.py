@@ -34,6 +34,7 @@ from replay.upstream import Api, Call, Upstream
 from replay.wire.events import encode_end
 from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder
+from replay.wire.whole import unfolded
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 _AFTER_DONE_S = 1.0
 _AFTER_FINISH_S = 15.0
 _NEWS_S = 2.0
+_SHOWN = 200  # characters, of what is no chunk
 
 
 class Producer:
@@ -133,11 +135,16 @@ class Producer:
             await self._record_stream(decoder)
             error = self._recorder.verdict(foreign=decoder.foreign)
         except (UpstreamTruncated, UpstreamTimeout, UpstreamInvalid, TimeoutError) as cut:
-            error = self._recorder.verdict(foreign=decoder.foreign) and self._broken(cut)
+            error = self._recorder.failure or (None if self._recorder.whole else self._broken(cut))
         except ReplayError as failure:
             error = failure
         except Exception as bug:
             error = unexpected(log, bug, generation=self.generation_id)
+        if self._recorder.noise:
+            noise = self._redaction.text(self._recorder.noise.decode(errors="replace"))
+            log.info(
+                "upstream sent what is no chunk", extra={"generation": self.generation_id, "first": noise[:_SHOWN]}
+            )
         if error is not None:
             log.info("generation failed", extra={"generation": self.generation_id, "reason": error.in_full})
             if self._writer.last_id == self.feed.log.event_id(0):
@@ -159,11 +166,15 @@ class Producer:
             try:
                 granted_s: float | None = None  # for what may follow the last word; None before that
                 async for piece in pieces:
-                    for message in decoder.feed(piece):
+                    for message in unfolded(decoder.feed(piece)):
                         self._take(recorder.record(message))
                         if recorder.error is not None:
                             return
+                    if decoder.foreign.startswith(b"<") and not recorder.chunks:  # a page may have no end
+                        raise recorder.not_a_stream(decoder.foreign)
                     if decoder.overflow:
+                        if recorder.whole:
+                            return
                         raise LimitExceeded(f"upstream event: more than {self._settings.max_chunk_bytes} bytes")
                     allowed_s = _AFTER_DONE_S if recorder.done else _AFTER_FINISH_S if recorder.finished else None
                     if allowed_s != granted_s:  # and not with each piece: comments may go on for ever
@@ -182,11 +193,9 @@ class Producer:
         return call
 
     def _take_rest(self, decoder: Decoder) -> None:
-        rest = decoder.finish()
-        if rest is None:
-            return
         try:
-            self._take(self._recorder.record(rest))
+            for message in unfolded(decoder.finish()):
+                self._take(self._recorder.record(message))
         except UpstreamError:
             log.info("upstream cut inside an event", extra={"generation": self.generation_id})
 

@@ -58,7 +58,7 @@ class Upstream(Protocol):
     def stream(self, call: Call) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Make the call and yield the pieces of the answer's body as they come; entered when it has been accepted.
 
-        Raises UpstreamError for an answer that is no stream, UpstreamUnreachable before the first byte,
+        Raises UpstreamError for an answer that is an error, UpstreamUnreachable before the first byte,
         UpstreamTimeout after a silence, UpstreamTruncated when the body is cut, and InvalidRequest for a call
         that cannot be put to this upstream.
         """

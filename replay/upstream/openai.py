@@ -24,8 +24,6 @@ from replay.wire.openai import with_usage, without_obfuscation
 from replay.wire.responses_request import chat_request
 
 _PATHS = {Api.CHAT: "/chat/completions", Api.COMPLETIONS: "/completions", Api.RESPONSES: "/responses"}
-# An answer of these types is somebody's page or a whole completion, not a stream.
-_NO_STREAM = ("application/json", "text/html", "application/problem+json")
 _NOT_THERE = (404, 405, 501)
 _LIST_RETRIES = 2
 _LARGEST_LIST = 16 << 20  # bytes; protects from an endless one
@@ -110,11 +108,6 @@ class OpenAIUpstream:
     async def _open(self, call: Call, opened: ExitStack, *, stream: bool = True) -> AsyncIterator[bytes]:
         response = await self._ask(call, stream=stream)
         opened.callback(response.close)
-        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type in _NO_STREAM:
-            raise UpstreamInvalid(
-                f"the upstream answered 200 with {content_type}: expected a stream of chunks (text/event-stream)"
-            )
         return self._transport.pieces(response)
 
     async def _ask(self, call: Call, *, stream: bool) -> aiohttp.ClientResponse:

@@ -12,13 +12,15 @@ from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry
 from replay.redaction import NO_SECRETS, Redaction
 from replay.wire import json
+from replay.wire.failures import error_in, error_in_words, is_failure, reason_error, upstream_error
 from replay.wire.filling import Filler, Forms
+from replay.wire.noise import is_end_mark, is_heartbeat, is_heartbeat_object, unwrapped
 from replay.wire.openai import Template, template_of, visible_text
+from replay.wire.response_outcome import error_of
 from replay.wire.responses import as_chunk, is_response_event
 from replay.wire.sse import Message
 
-_DONE = b"[DONE]"
-_LONGEST_MESSAGE = 2000  # an upstream's error may be a whole page of HTML
+_LONGEST_WORDS = 200  # characters
 
 
 class Recorder:
@@ -26,13 +28,15 @@ class Recorder:
 
     `record` takes the stream's messages in order; `verdict` says, when the stream is over, how it
     went. `[DONE]` proves nothing (some servers never send it, some send it after an error, some go on
-    after it), nor does a clean end. Events of the Responses API are what was asked for with ``responses``.
+    after it), nor does a clean end. Once an answer is whole, nothing that is no JSON undoes it. Events of the Responses
+    API are what was asked for with ``responses``.
     What ``redaction`` names is recorded in no chunk that is kept whole, as all are that tell of an error, and in no
     value beside a text.
     """
 
     __slots__ = (
         "_counted",
+        "_failed",
         "_finished",
         "_forms",
         "_protocol",
@@ -43,6 +47,7 @@ class Recorder:
         "chunks",
         "done",
         "error",
+        "noise",
     )
 
     def __init__(self, *, responses: bool = False, redaction: Redaction = NO_SECRETS) -> None:
@@ -53,10 +58,12 @@ class Recorder:
         self._counted: bytes | dict[str, Any] | None = None  # the last usage, or the chunk that has it
         self._started: set[int] = set()
         self._finished: dict[int, str] = {}
+        self._failed: str | None = None  # the first finish reason that means a failure
         self._protocol = False  # a chunk had choices, if only none of them
         self.chunks = 0
         self.error: UpstreamError | None = None
-        self.done = False  # a [DONE] was seen; more may follow all the same
+        self.done = False  # the stream's own end mark was seen; more may follow all the same
+        self.noise = b""  # the first message that was no chunk, and was passed over
 
     def record(self, message: Message) -> bytes | None:
         """The entry for one message; None for one that is no chunk. Raises UpstreamInvalid."""
@@ -68,21 +75,43 @@ class Recorder:
                 if self._template.counts:
                     self._counted = raw
                 return entry
-        if raw == _DONE:
-            self.done = True
-            return None
         return self._record_whole(raw, message.event)
 
     def _record_whole(self, raw: bytes, event: bytes) -> bytes | None:
-        raw, chunk = self._parsed(raw)
+        raw = unwrapped(raw)
+        if is_end_mark(raw):
+            self.done = True
+        elif event == b"error" and not raw.lstrip().startswith(b"{") and not self.whole:
+            self.error = error_in_words(self._redaction.text(raw.decode(errors="replace")))
+        elif is_heartbeat(raw, event):
+            self._pass_over(raw)
+        else:
+            return self._record_object(raw, event)
+        return None
+
+    def _record_object(self, raw: bytes, event: bytes) -> bytes | None:
+        try:
+            raw, chunk = self._parsed(raw)
+        except UpstreamInvalid:
+            if not self.whole:
+                raise
+            self._pass_over(raw)
+            return None
         if self._responses and is_response_event(chunk):
             return self._record_response_event(raw, chunk)
-        if chunk.get("error") is not None or b"error" in (event, str(chunk.get("type")).encode()):
-            self.error = upstream_error(chunk.get("error") or chunk)
+        error = error_in(chunk, event)
+        if error is not None:
+            self.error = upstream_error(error)
             if not chunk.get("choices"):
                 return None
+        elif is_heartbeat_object(chunk, event):
+            self._pass_over(raw)
+            return None
         self._judge(chunk)
         return self._keep_whole(raw, chunk)
+
+    def _pass_over(self, raw: bytes) -> None:
+        self.noise = self.noise or raw.strip() or b"empty data"
 
     def _parsed(self, raw: bytes) -> tuple[bytes, dict[str, Any]]:
         """A chunk, without what an upstream that tells of an error may repeat of the call; raises UpstreamInvalid."""
@@ -93,11 +122,10 @@ class Recorder:
 
     def _record_response_event(self, raw: bytes, event: dict[str, Any]) -> bytes:
         self._protocol = True
-        kind = event["type"]
-        if kind == "response.failed":
-            response = event.get("response")
-            self.error = upstream_error((response.get("error") if isinstance(response, dict) else None) or event)
-        self.done = kind in ("response.completed", "response.incomplete")
+        error = error_of(event)
+        if error is not None:
+            self.error = upstream_error(error)
+        self.done = event["type"] in ("response.completed", "response.incomplete")
         self._judge(as_chunk(event) or {})
         return self._keep_whole(raw, event)
 
@@ -118,7 +146,8 @@ class Recorder:
             index = choice.get("index", 0)
             self._started.add(index)
             if choice.get("finish_reason"):  # some servers send "" until there is one
-                self._finished[index] = str(choice["finish_reason"])
+                self._finished[index] = _reason(choice)
+                self._failed = self._failed or _failed(choice)
         if isinstance(chunk.get("usage"), dict):
             self._counted = chunk["usage"]
 
@@ -140,15 +169,48 @@ class Recorder:
         """Whether every choice that was started has its finish reason."""
         return bool(self._started) and self._started <= self._finished.keys()
 
-    def verdict(self, *, foreign: bool = False) -> UpstreamError | None:
-        """What went wrong with the stream that is over now; None when it is complete."""
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing; several servers finish only one of several choices, and then end the stream."""
+        return self.finished or (self.done and bool(self._finished))
+
+    @property
+    def failure(self) -> UpstreamError | None:
+        """The failure that the stream has told of: an error, or a finish reason that means one."""
         if self.error is not None:
             return self.error
-        if self.finished:
+        return None if self._failed is None else reason_error(self._failed)
+
+    def verdict(self, *, foreign: bytes = b"") -> UpstreamError | None:
+        """What went wrong with the stream that is over now; None when it is complete.
+
+        ``foreign`` is a line that is none of an event stream.
+        """
+        if self.failure is not None:
+            return self.failure
+        if self.whole:
             return None
         if not self._protocol and (self.chunks or foreign):
-            return UpstreamInvalid("the upstream answered 200 with something that is not a stream of chunks")
-        return UpstreamTruncated("the upstream's stream ended without a finish reason")
+            return self.not_a_stream(foreign)
+        aside = _shown(self._redaction.text(foreign.decode(errors="replace"))) if foreign else ""
+        return UpstreamTruncated("the upstream's stream ended without a finish reason", aside=aside)
+
+    def not_a_stream(self, foreign: bytes) -> UpstreamInvalid:
+        """The error for an answer that is something else, of which ``foreign`` is a line."""
+        line = self._redaction.text(foreign.decode(errors="replace"))
+        what = "a page" if line.startswith("<") else "something that is not a stream of chunks"
+        return UpstreamInvalid(f"the upstream answered 200 with {what}{_words(line)}", aside=_shown(line))
+
+
+def _reason(choice: dict[str, Any]) -> str:
+    """A choice's finish reason, which is an object in an engine of SGLang's."""
+    reason = choice["finish_reason"]
+    return str(reason.get("type") if isinstance(reason, dict) else reason)
+
+
+def _failed(choice: dict[str, Any]) -> str | None:
+    """The finish reason that means a failure; a gateway may have made a harmless one of its provider's."""
+    return next(filter(is_failure, (_reason(choice), str(choice.get("native_finish_reason")))), None)
 
 
 def _without_number(raw: bytes) -> bytes:
@@ -167,41 +229,34 @@ def parse_chunk(raw: bytes) -> dict[str, Any]:
     try:
         chunk = json.loads(raw)
     except (ValueError, RecursionError):
-        raise UpstreamInvalid(f"upstream event: expected a JSON object, got {_shown(raw)}") from None
+        chunk = None
     if not isinstance(chunk, dict):
-        raise UpstreamInvalid(f"upstream event: expected a JSON object, got {_shown(raw)}")
+        raise _no_chunk(f"expected a JSON object{_words(raw.decode(errors='replace'))}", raw)
     if json.is_deep(raw, chunk):
-        raise UpstreamInvalid(f"upstream event: expected at most {json.DEEPEST} levels of JSON, got {_shown(raw)}")
+        raise _no_chunk(f"expected at most {json.DEEPEST} levels of JSON", raw)
     choices = chunk.get("choices")
     if choices is None:
         return chunk
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise UpstreamInvalid(f"upstream chunk: expected choices as a list of objects, got {_shown(raw)}")
+        raise _no_chunk("expected choices as a list of objects", raw)
     for choice in choices:
         if not isinstance(choice.get("index", 0), int):
-            raise UpstreamInvalid(f"upstream chunk: expected an integer as a choice's index, got {_shown(raw)}")
+            raise _no_chunk("expected an integer as a choice's index", raw)
         if not isinstance(choice.get("delta"), dict | None):
-            raise UpstreamInvalid(f"upstream chunk: expected an object as delta, got {_shown(raw)}")
+            raise _no_chunk("expected an object as delta", raw)
     return chunk
 
 
-def upstream_error(error: Any) -> UpstreamError:
-    """An upstream's error, which may be a string, an OpenAI error object, or neither."""
-    if not isinstance(error, dict):
-        return UpstreamError(cut(error if isinstance(error, str) else json.dumps(error).decode(errors="replace")))
-    message = error.get("message") or error.get("detail") or json.dumps(error).decode(errors="replace")
-    if not isinstance(message, str):
-        message = json.dumps(message).decode(errors="replace")
-    details = {key: error[key] for key in ("type", "param", "code") if isinstance(error.get(key), str | int)}
-    return UpstreamError(
-        cut(message), details={key: cut(value) if isinstance(value, str) else value for key, value in details.items()}
+def _no_chunk(expected: str, raw: bytes) -> UpstreamInvalid:
+    return UpstreamInvalid(
+        f"the upstream sent what is no chunk: {expected}", aside=_shown(raw.decode(errors="replace"))
     )
 
 
-def cut(text: str) -> str:
-    """An error message of a length that can be kept: it stands in the log, and in every list."""
-    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+def _words(text: str) -> str:
+    """What was said in plain words where something else was expected, for an error message; else nothing."""
+    return f", got “{text[:_LONGEST_WORDS]}”" if text[:1].isalpha() else ""
 
 
-def _shown(raw: bytes) -> str:
-    return repr(raw[:80].decode(errors="replace"))
+def _shown(text: str) -> str:
+    return repr(text[:80])

@@ -13,7 +13,7 @@ from typing import Any
 from replay.errors import Refusal, UpstreamError
 from replay.redaction import Redaction
 from replay.wire import json
-from replay.wire.recorder import cut, upstream_error
+from replay.wire.failures import cut, upstream_error
 from replay.wire.sse import Decoder
 
 LARGEST = 64 << 10  # bytes of a body; it stands in the log
@@ -66,8 +66,8 @@ def _words(kind: str, body: bytes, redaction: Redaction) -> Any:
     """What a body says that is not JSON, as far as it is meant for a reader: an error object, or a text."""
     if kind == "text/event-stream":
         decoder = Decoder(LARGEST)
-        for message in (*decoder.feed(body), decoder.finish()):
-            said = _json(message.data) if message is not None else None
+        for message in (*decoder.feed(body), *decoder.finish()):
+            said = _json(message.data)
             if isinstance(said, dict):
                 return redaction.value(said.get("error") or said)
     # Cut where a secret can no longer be cut in two.

@@ -1,13 +1,12 @@
 """OpenAI's Responses API as a view of a recorded log.
 
-A log holds the events of an upstream that speaks the Responses API, and they pass through under the
-generation's id; or it holds chat chunks, and the events are made of them: `response.created` and
-`response.in_progress`, the events of the items (see `response_output`) in the order in which the items
-begin, and one of `response.completed`, `response.incomplete` and `response.failed`.
+A log holds the events of an upstream that speaks the Responses API, and they pass through under the generation's id; or
+it holds chat chunks, and the events are made of them: `response.created` and `response.in_progress`, the events of the
+items (see `response_output`) in the order in which the items begin, and one of `response.completed`,
+`response.incomplete` and `response.failed`.
 
-Either way the events are numbered from 0, and the same log gives the same events on every node, so that
-a reader may go on after any of them (`starting_after`). A cancelled generation just ends: OpenAI has no
-event for that.
+Either way the events are numbered from 0, and the same log gives the same events on every node, so that a reader may go
+on after any of them (`starting_after`). A cancelled generation just ends: OpenAI has no event for that.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from replay.wire.repeated import repeated
+from replay.wire.response_outcome import LAST, outcome_of
 from replay.wire.response_output import (
     CUSTOM,
     FUNCTION,
@@ -36,7 +36,6 @@ _V = TypeVar("_V")
 _CALLS = {kind.item: kind for kind in (FUNCTION, CUSTOM)}
 _SAID = {f"{kind.event}.delta": kind for kind in (TEXT, REFUSAL, REASONING, FUNCTION, CUSTOM)}
 _DELTAS = _SAID | {"response.reasoning_summary_text.delta": REASONING}
-_LAST = ("response.completed", "response.incomplete", "response.failed")
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # by the finish reason
 
 _OURS = ("background", "metadata", "previous_response_id", "store")  # which this service sees to, not an upstream
@@ -60,7 +59,7 @@ def as_chunk(event: Object) -> Object | None:
 
     None where it says nothing new.
     """
-    if event.get("type") in _LAST:
+    if event.get("type") in LAST:
         return _last_chunk(event)
     if event.get("type") == "response.output_item.added":
         return _call_chunk(event)
@@ -84,17 +83,18 @@ def _call_chunk(event: Object) -> Object | None:
 
 def _last_chunk(event: Object) -> Object | None:
     response = object_in(event.get("response"))
-    reason = _finish_reason(event["type"], response)
+    reason = _finish_reason(event, response)
     chunk = {"choices": []} if reason is None else _chunk({}, finish_reason=reason)
     if isinstance(response.get("usage"), dict):
         return chunk | {"usage": response["usage"]}
     return chunk if reason else None
 
 
-def _finish_reason(last: str, response: Object) -> str | None:
-    if last == "response.failed":
+def _finish_reason(event: Object, response: Object) -> str | None:
+    outcome = outcome_of(event)
+    if outcome == "failed":
         return None
-    if last == "response.incomplete":
+    if outcome == "incomplete":
         filtered = object_in(response.get("incomplete_details")).get("reason") == "content_filter"
         return "content_filter" if filtered else "length"
     called = any(_found(_CALLS, item.get("type")) for item in objects_in(response.get("output")))
@@ -231,9 +231,9 @@ class _FromEvents:
             event = event | {"response": event["response"] | _in_whole_seconds(event["response"]) | self._ours}
             self._response |= event["response"]
         self._keep(event)
-        if event["type"] in _LAST:
-            self._response["status"] = event["type"].removeprefix("response.")
-        if event["type"] in (*_LAST, "error"):
+        if event["type"] in LAST:
+            self._response["status"] = outcome_of(event)
+        if event["type"] in (*LAST, "error"):
             self._last = event["type"]
         return [event]
 
@@ -248,9 +248,11 @@ class _FromEvents:
             self._said.setdefault((whose, place, kind), []).append(event["delta"])
 
     def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
-        if self._last in _LAST:
+        outcome = _outcome(status, error, ended_at)
+        if self._last in LAST:
+            self._response["error"] = self._response["error"] or outcome.get("error")  # it may stand beside it
             return []
-        self._response |= _outcome(status, error, ended_at)
+        self._response |= outcome
         self._items = {whose: _stopped(item) for whose, item in self._items.items()}
         return [] if self._last else _failure(self.response)
 

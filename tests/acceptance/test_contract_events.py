@@ -26,6 +26,7 @@ VERDICTS = {
     "07": ("completed", None, "length", " the reader"),
     "08": ("completed", None, "tool_calls", ""),
     "09": ("completed", None, "tool_calls", ""),
+    "11": ("completed", None, "length", " the replay service records日"),  # one of two choices never finishes
     "12": ("completed", None, "length", " a "),
     "14": ("completed", None, "length", " never"),
     "19": ("failed", "upstream_error", None, ""),
@@ -43,9 +44,7 @@ VERDICTS = {
     "49": ("completed", None, "length", "tr "),
 }
 VISIBLE = {number: text for number, (_, _, _, text) in VERDICTS.items()}
-# Recorded with n=2 and shortened: one of its two choices has no finish reason, so that its verdict is a
-# matter of reading. 15 is another API's stream; see `test_a_stream_of_another_api_is_a_failure`.
-VISIBLE["11"] = " the replay service records日"
+# 15 is another API's stream; see `test_a_stream_of_another_api_is_a_failure`.
 
 of_each_sample = pytest.mark.parametrize(
     "sample",

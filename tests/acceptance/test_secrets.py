@@ -158,10 +158,10 @@ FAILURES: Mapping[str, tuple[Play, str]] = {
     "all in a failed response": (in_a_failed_response, ""),
     "all in headers that go on": (all_in_headers, SAID),
     "all in what is said twice": (in_an_error_twice, SAID),
-    "all in the error of a choice": (in_a_choice, CUT),
+    "all in the error of a choice": (in_a_choice, SAID),
     "all in an error that does not call itself so": (
         lambda asked: [CHUNKED, chunk(b"data: %b\n\n" % json.dumps({"detail": repeated(asked)}).encode()), END],
-        NO_HTTP,
+        SAID,
     ),
     "all behind many words": (
         lambda asked: [CHUNKED, chunk(b"data: %b %b\n\n" % (b"x" * 60, asked.header("authorization").encode())), END],

@@ -34,6 +34,8 @@ def test_json_goes_on_as_it_came_and_under_a_label_that_is_true(content_type):
         (b'{"error": "no"}', "HTTP 500: no"),
         (b'{"error": {}}', 'HTTP 500: {"error":{}}'),
         (b'["no"]', 'HTTP 500: ["no"]'),
+        (b'[{"error": {"code": 400, "message": "no"}}]', "HTTP 500: no"),
+        (b'{"error": {"error": {"message": "no"}}}', "HTTP 500: no"),
         (b'"no"', "HTTP 500: no"),
     ],
 )

@@ -14,19 +14,19 @@ from replay.wire.sse import KEEPALIVE, Decoder, Message, block
 PLENTY = 1 << 20
 
 
-def decode(*pieces: bytes) -> tuple[list[Message], Message | None, bool]:
-    """What a decoder makes of the pieces, of the end after them, and whether it met something foreign."""
+def decode(*pieces: bytes) -> tuple[list[Message], list[Message], bytes]:
+    """What a decoder makes of the pieces, of the end after them, and what foreign line it met."""
     decoder = Decoder(PLENTY)
     messages = [message for piece in pieces for message in decoder.feed(piece)]
     return messages, decoder.finish(), decoder.foreign
 
 
-def reference(stream: bytes) -> tuple[list[Message], Message | None]:
+def reference(stream: bytes) -> tuple[list[Message], list[Message]]:
     """The standard over the whole text; also what it would dispatch if a blank line followed."""
     *lines, last = re.split(rb"\r\n|\r|\n", stream.removeprefix(b"\xef\xbb\xbf"))
     messages = _interpret(lines)
     rest = _interpret([*lines, last, b""])[len(messages) :]
-    return messages, rest[0] if rest else None
+    return messages, rest
 
 
 def _interpret(lines: list[bytes]) -> list[Message]:
@@ -66,7 +66,7 @@ def test_rich_stream_says_what_the_standard_says():
             Message(b"", b"caf\xc3\xa9 \xe2\x80\xa8 \xc2\x85 \x0b\x0c\x1c"),
             Message(b"e", b"x:y: z"),
         ],
-        Message(b"", b"cut off"),
+        [Message(b"", b"cut off")],
     )
 
 
@@ -81,7 +81,7 @@ def test_messages_are_the_same_byte_by_byte():
     assert decode(*(RICH[i : i + 1] for i in range(len(RICH)))) == decode(RICH)
 
 
-_WORDS = (b"data", b"data:", b"data: ", b"event", b"event: ", b"id: 1", b"retry: 5", b":", b" ", b"x", b"{}", b"[DONE]")
+_WORDS = (b"data", b"data:", b"data: ", b"event", b"event: ", b"id: 1", b"retry: 5", b":", b" ", b"x")
 _ODD = (b"\0", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\xef", b"\xff")
 _LINES = st.tuples(
     st.sampled_from((b"", *_WORDS)),
@@ -107,19 +107,19 @@ def test_any_stream_in_any_pieces_gives_what_the_standard_gives(stream, places):
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])
 def test_event_without_its_blank_line_is_said_by_finish(line_end):
-    assert decode(b"event: e" + line_end + b"data: last" + line_end) == ([], Message(b"e", b"last"), False)
+    assert decode(b"event: e" + line_end + b"data: last" + line_end) == ([], [Message(b"e", b"last")], b"")
 
 
 @pytest.mark.parametrize(("stream", "rest"), [(b"data: x", b"x"), (b"data", b""), (b"event: e", None), (b"", None)])
 def test_event_without_its_line_end_is_said_by_finish(stream, rest):
-    assert decode(stream)[1] == (None if rest is None else Message(b"", rest))
+    assert decode(stream)[1] == ([] if rest is None else [Message(b"", rest)])
 
 
 def test_finish_says_nothing_twice():
     decoder = Decoder(PLENTY)
     assert list(decoder.feed(b"data: x\n\ndata: y")) == [Message(b"", b"x")]
-    assert decoder.finish() == Message(b"", b"y")
-    assert decoder.finish() is None
+    assert decoder.finish() == [Message(b"", b"y")]
+    assert decoder.finish() == []
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])
@@ -127,7 +127,7 @@ def test_byte_order_mark_is_skipped_once_and_only_at_the_start(line_end):
     bom = b"\xef\xbb\xbf"
     stream = bom + b"data: " + bom + b"x" + line_end + line_end
     for place in range(len(stream)):
-        assert decode(stream[:place], stream[place:]) == ([Message(b"", bom + b"x")], None, False)
+        assert decode(stream[:place], stream[place:]) == ([Message(b"", bom + b"x")], [], b"")
 
 
 def test_line_ends_of_all_sorts_may_be_mixed():
@@ -143,16 +143,69 @@ def test_separators_of_other_standards_end_no_line():
 @pytest.mark.parametrize(
     ("stream", "foreign"),
     [
-        (b"<!DOCTYPE html>\n<html>\n", True),
-        (b'{"error": "no"}', True),
-        (b"datum: x\n\n", True),
-        (b" data: x\n\n", True),
-        (b": comment\n:\n\nid: 3\nid\nretry: 5\nevent: e\ndata: x\ndata\n\n", False),
-        (b"", False),
+        (b"<!DOCTYPE html>\n<html>\n", b"<!DOCTYPE html>"),
+        (b"{\n", b"{"),
+        (b"datum: x\n\n", b"datum: x"),
+        (b" data: x\n\n", b" data: x"),
+        (b": comment\n:\n\nid: 3\nid\nretry: 5\nevent: e\ndata: x\ndata\n\n", b""),
+        (b'{"a": 1}\n', b""),
+        (b"", b""),
     ],
 )
-def test_foreign_tells_what_no_event_stream_has(stream, foreign):
-    assert decode(stream)[2] is foreign
+def test_foreign_is_what_no_event_stream_has(stream, foreign):
+    assert decode(stream)[2] == foreign
+
+
+# Beside the standard.
+
+
+@pytest.mark.parametrize(
+    ("stream", "messages"),
+    [
+        (b'{"a":1}\r\n{"b":2}\n', [b'{"a":1}', b'{"b":2}']),
+        (b'{"a":1}', [b'{"a":1}']),
+        (b'data: {"a":1}\n\n{"b":2}\n', [b'{"a":1}', b'{"b":2}']),
+        (b'data: {"a":1}\n{"b":2}\n', [b'{"a":1}', b'{"b":2}']),
+        (b'[{"a":1}]\n', [b'[{"a":1}]']),
+        (b'{\n  "a": {"b":\n    1}\n}', [b'{\n  "a": {"b":\n    1}\n}\n']),
+        (b': hello\n\n{\n"a": 1\n}\ndata: x\n\n', [b"x", b'{\n"a": 1\n}\n']),
+    ],
+)
+def test_json_that_is_no_field_is_a_message(stream, messages):
+    found, rest, _ = decode(stream)
+    assert [message.data for message in found + rest] == messages
+    assert all(message.bare == (b"data:" not in stream) for message in (found + rest)[:1])
+
+
+BESIDE = (
+    b'data: {"a":1}\ndata: {"b":2}\r\n{"c":3}\r\ndata: 4\n\nerror: 5\n\nevent: e\n[6]\n\ndata: {"a":\ndata: 7}\n\n'
+    b'{\n  "d": {\n    "e": 8\n  }\n}\n: c\n\ndata: [DONE]\n\n'
+)
+
+
+def test_what_is_beside_the_standard_is_the_same_wherever_the_stream_is_cut():
+    whole = decode(BESIDE)
+    assert (len(whole[0]), len(whole[1])) == (8, 1)
+    for place in range(len(BESIDE) + 1):
+        assert decode(BESIDE[:place], BESIDE[place:]) == whole, place
+    assert decode(*(BESIDE[i : i + 1] for i in range(len(BESIDE)))) == whole
+
+
+def test_a_field_error_is_an_event_of_that_name():
+    assert decode(b'data: 1\n\nerror: {"code":500}\n\n')[0] == [Message(b"", b"1"), Message(b"error", b'{"code":500}')]
+
+
+def test_objects_are_messages_each_where_no_blank_line_is_between_them():
+    stream = b'data: {"a":1}\ndata: {"b":2}\ndata: [DONE]\n'
+    assert decode(stream)[:2] == ([Message(b"", b'{"a":1}'), Message(b"", b'{"b":2}')], [Message(b"", b"[DONE]")])
+
+
+def test_an_object_over_several_data_lines_is_one_message():
+    assert decode(b'data: {"a": {}\ndata: }\n\n')[0] == [Message(b"", b'{"a": {}\n}')]
+
+
+def test_endless_json_that_is_no_field_overflows():
+    assert until_overflow([b"{\n", *[b"  1,\n"] * 1000], 1000)[1] is not None
 
 
 # The limit.
