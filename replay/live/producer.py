@@ -170,7 +170,7 @@ class Producer:
                         self._take(recorder.record(message))
                         if recorder.error is not None:
                             return
-                    if decoder.foreign.startswith(b"<") and not recorder.chunks:  # a page may have no end
+                    if decoder.foreign.lstrip().startswith(b"<") and not recorder.chunks:  # a page may have no end
                         raise recorder.not_a_stream(decoder.foreign)
                     if decoder.overflow:
                         if recorder.whole:

@@ -39,9 +39,8 @@ def is_failure(reason: str) -> bool:
 
 def reason_error(reason: str) -> UpstreamError:
     """The error of an answer that ended with a finish reason which means one."""
-    return UpstreamError(
-        f"the upstream ended its answer with the finish reason {cut(reason)}", details={"code": reason}
-    )
+    reason = cut(reason)
+    return UpstreamError(f"the upstream ended its answer with the finish reason {reason}", details={"code": reason})
 
 
 def error_in(chunk: dict[str, Any], event: bytes = b"") -> Any:

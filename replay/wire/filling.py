@@ -236,8 +236,10 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
 
 
 def _is_judged(path: Path) -> bool:
-    """Whether a value says what a chunk is, whose it is, or how a choice ends."""
-    return path[0] in ("type", "error") or (path[0] == "choices" and path[2] in ("index", "finish_reason"))
+    """Whether a value says what a chunk is, whose it is, whether it tells of an error, or how a choice ends."""
+    if path[0] == "choices":
+        return path[2] in ("index", "finish_reason", "error")
+    return path[0] in ("type", "object", "error", "base_resp")
 
 
 def _grows(value: _Value, raw: bytes, path: Path, chunk: dict[str, Any]) -> bool:

@@ -197,7 +197,7 @@ class Recorder:
 
     def not_a_stream(self, foreign: bytes) -> UpstreamInvalid:
         """The error for an answer that is something else, of which ``foreign`` is a line."""
-        line = self._redaction.text(foreign.decode(errors="replace"))
+        line = self._redaction.text(foreign.decode(errors="replace")).strip()
         what = "a page" if line.startswith("<") else "something that is not a stream of chunks"
         return UpstreamInvalid(f"the upstream answered 200 with {what}{_words(line)}", aside=_shown(line))
 
@@ -255,7 +255,7 @@ def _no_chunk(expected: str, raw: bytes) -> UpstreamInvalid:
 
 def _words(text: str) -> str:
     """What was said in plain words where something else was expected, for an error message; else nothing."""
-    return f", got “{text[:_LONGEST_WORDS]}”" if text[:1].isalpha() else ""
+    return f"; it says “{text[:_LONGEST_WORDS]}”" if text[:1].isalpha() else ""
 
 
 def _shown(text: str) -> str:

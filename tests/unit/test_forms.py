@@ -246,8 +246,14 @@ def test_what_is_recorded_is_json_and_comes_back_byte_for_byte(stream, damage):
         (chunk({"x": "1"}, content="a", finish_reason=""), chunk({"x": "2"}, content="b", finish_reason="stop")),
         (chunk({"type": "a"}, content="a"), chunk({"type": "b"}, content="b")),
         (chunk({"error": ""}, content="a"), chunk({"error": "no"}, content="b")),
+        (
+            b'{"choices":[{"index":0,"delta":{"content":"a"},"error":""}],"x":"1"}',
+            b'{"choices":[{"index":0,"delta":{"content":"b"},"error":"no"}],"x":"2"}',
+        ),
+        (chunk({"object": "a"}, content="a"), chunk({"object": "error"}, content="b")),
+        (chunk({"base_resp": {"status_code": 0}}, content="a"), chunk({"base_resp": {"status_code": 1}}, content="b")),
     ],
-    ids=["index", "finish_reason", "type", "error"],
+    ids=["index", "finish_reason", "type", "error", "error of a choice", "object", "base_resp"],
 )
 def test_what_a_stream_is_judged_by_is_no_hole(before, after):
     entries, _ = entries_of([before, after])
