@@ -162,8 +162,10 @@ def _form(
         return None
     sample = json.loads(_with_probes(raw, changing))
     paths = _paths_of_probes(sample, len(changing))
+    if paths is None or any(map(_is_judged, paths)):
+        return None
     text = _text_probe(chunk, sample)
-    if text is None or paths is None or any(map(_is_judged, paths)):
+    if text is None:
         return None
     places = [
         Hole(value.start, value.end, grows=_grows(value, raw, path, chunk))

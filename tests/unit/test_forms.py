@@ -260,6 +260,14 @@ def test_what_a_stream_is_judged_by_is_no_hole(before, after):
     assert entries[1][:1] in (b"T", b"D")
 
 
+@pytest.mark.parametrize("responses", [True, False])
+def test_events_of_another_type_in_the_same_shape_are_recorded_whole(responses):
+    stream = [b'{"type":"response.%b.delta","delta":"a","n":1}' % kind for kind in (b"reasoning_text", b"output_text")]
+    recorder = Recorder(responses=responses)
+    entries = [recorder.record(Message(b"", raw)) for raw in stream]
+    assert [entry[1:] for entry in entries] == stream
+
+
 _STRING_AND_NUMBER = b'{"choices":[{"index":0,"delta":{"content":"%b"}}],"x":"%b","n":%b}'
 
 
