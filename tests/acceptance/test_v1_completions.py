@@ -9,6 +9,8 @@ import json
 import random
 import re
 import uuid
+from functools import partial
+from typing import Any
 
 import pytest
 from openai.types import Completion
@@ -20,7 +22,7 @@ from support.node import Node
 from support.ports import free_port
 from support.samples import SAMPLES
 from support.sse import messages
-from support.upstream import USAGE, ScriptedUpstream, play, say
+from support.upstream import USAGE, Call, ScriptedUpstream, play, say
 
 CHAT_PATH = "/v1/chat/completions"
 CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
@@ -464,18 +466,36 @@ async def test_a_call_without_streaming_is_answered_with_the_whole(service, upst
         assert completion[name] == sample.chunks[-1][name]
 
 
-async def test_what_the_upstream_sends_as_a_whole_is_the_answer_as_it_came(service, upstream):
+async def _as_an_event(call: Call, completion: dict[str, Any]) -> None:
+    await call.send(completion)
+    await call.done()
+
+
+async def _as_json(call: Call, completion: dict[str, Any]) -> None:
+    await call.respond(200, completion)
+
+
+async def _asked_again(call: Call, completion: dict[str, Any]) -> None:
+    """Nothing to who wants a stream."""
+    await (call.done() if call.request["stream"] else call.respond(200, completion))
+
+
+@pytest.mark.parametrize(
+    ("way", "nulls"),
+    [
+        (_as_an_event, {"service_tier": None, "prompt_logprobs": None}),
+        (_as_json, {}),  # it is recorded as a stream's chunk, of which a null beside the choices says nothing
+        (_asked_again, {}),
+    ],
+)
+async def test_what_the_upstream_sends_as_a_whole_is_the_answer_as_it_came(service, upstream, way, nulls):
     # given an upstream that does not stream, and says more than a stream's chunks do
     message = {"role": "assistant", "content": "Valkey", "refusal": None, "annotations": [], "x": [1, None]}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": 7}
     completion = {"id": "c", "object": "chat.completion", "created": 5, "model": "other", "choices": [choice]}
-    completion |= {"usage": USAGE | {"cost": 0.1}, "service_tier": None, "prompt_logprobs": None}
+    completion |= {"usage": USAGE | {"cost": 0.1}, **nulls}
 
-    async def whole(call):
-        await call.send(completion)
-        await call.done()
-
-    upstream.script = whole
+    upstream.script = partial(way, completion=completion)
 
     # then its answer comes as it was, and so it does later
     answer = await ask(service)
