@@ -5,22 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 from replay import config
 from replay.cli import add_commands
-from replay.errors import ReplayError
+from replay.errors import InvalidSetting, ReplayError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the flags that it does not know, and not their values: keys have no flag, and are given with one."""
+    """Tells what is wrong in one line; the usage of `serve` alone fills a screen, and hides what was told."""
 
     def parse_args(self, *given: Any, **options: Any) -> Any:
         arguments, unknown = self.parse_known_args(*given, **options)
         if unknown:
+            # Without their values: keys have no flag, and are given with one.
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
             self.error(f"unrecognized arguments: {' '.join(flags) or len(unknown)}")
         return arguments
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (more: {self.prog} --help)\n")
 
 
 def main() -> None:
@@ -43,7 +47,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return serve(vars(arguments))
     except ReplayError as error:
         print(f"replay: {error.in_full}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InvalidSetting) else 1
 
 
 if __name__ == "__main__":

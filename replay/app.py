@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from aiohttp import web
 
-from replay import config
+from replay import addresses, config
 from replay.config import Settings
 from replay.errors import InvalidSetting
 from replay.http.bodies import Bodies
@@ -44,6 +44,7 @@ from replay.live.orphans import Orphans
 from replay.live.producers import Producers
 from replay.live.starter import Starter
 from replay.redaction import Redaction
+from replay.store.connection import Address
 from replay.store.embedded import EmbeddedValkey
 from replay.store.rehearsal import rehearse
 from replay.store.valkey import ValkeyStore
@@ -166,13 +167,10 @@ class App:
         try:
             await site.start()
         except OSError as error:
-            raise InvalidSetting(
-                f"cannot listen on {settings.host}:{settings.port} (--host, --port)", aside=str(error)
-            ) from error
+            raise addresses.refusal(settings.host, settings.port, error) from error
         port = runner.addresses[0][1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("node started", extra={"node": self.name, "host": settings.host, "port": port})
-        return f"http://{host}:{port}"
+        return addresses.url_here(settings.host, port)
 
     async def drain(self) -> None:
         """Go away without anybody losing anything.
@@ -206,20 +204,34 @@ class App:
         await self._parts.aclose()
 
 
+def check(settings: Settings) -> None:
+    """Look at what the settings name, before anything starts; raises InvalidSetting and AddressInUse."""
+    build_upstream(settings)
+    if settings.valkey_url is not None:
+        Address.parse(settings.valkey_url)
+    addresses.check(settings.host, settings.port)
+
+
 def build_upstream(settings: Settings, environ: Mapping[str, str] = os.environ) -> Upstream:
-    """The upstreams that the settings name, else the OpenAI client's own environment variables, else the demo."""
+    """The upstreams that the settings name, else the OpenAI client's own environment variables, else the demo.
+
+    Raises InvalidSetting.
+    """
     redaction = Redaction(config.secrets(settings, environ))
-    base_url = settings.upstream_url or environ.get("OPENAI_BASE_URL")
-    api_key = settings.upstream_api_key or environ.get("OPENAI_API_KEY")
+    url = settings.upstream_url or environ.get("OPENAI_BASE_URL")
+    key = settings.upstream_api_key or environ.get("OPENAI_API_KEY")
     named = [row for row in re.split(r"[;\n]", settings.upstreams or "") if row.strip()]
     rows = [_upstream_row(number, row, settings, redaction, environ) for number, row in enumerate(named, 1)]
-    if base_url is not None or api_key is not None:
+    if url is not None or key is not None:
         account = {
             header: environ[name]
             for name, header in (("OPENAI_ORG_ID", "OpenAI-Organization"), ("OPENAI_PROJECT_ID", "OpenAI-Project"))
             if environ.get(name)
         }
-        others = _server(base_url or "https://api.openai.com/v1", api_key, settings, redaction, account)
+        source = "--upstream-url" if settings.upstream_url else "OPENAI_BASE_URL"
+        variable = "REPLAY_UPSTREAM_API_KEY" if settings.upstream_api_key else "OPENAI_API_KEY"
+        url = url or "https://api.openai.com/v1"
+        others = _server(url, source, _key(key, variable), settings, redaction, account)
         return UpstreamTable([*rows, ("*", others)]) if rows else others
     return UpstreamTable(rows) if rows else DemoUpstream(settings.demo_tokens_per_second)
 
@@ -234,20 +246,28 @@ def _upstream_row(
     if len(further) == 2 and further[1] not in environ:
         name = further[1] if re.fullmatch("[A-Z]{1,12}|[A-Z0-9]+(_[A-Z0-9]+)+", further[1]) else "it names"
         raise InvalidSetting(f"--upstreams: expected a key in the variable {name}, which is not set, for row {number}")
-    return pattern, _server(further[0], environ[further[1]] if len(further) == 2 else None, settings, redaction)
+    key = _key(environ[further[1]], further[1]) if len(further) == 2 else None
+    return pattern, _server(further[0], f"--upstreams, row {number}", key, settings, redaction)
+
+
+def _key(key: str | None, variable: str) -> str | None:
+    """An upstream's key, if it can go into a header."""
+    if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise InvalidSetting(f"{variable}: expected a key of printable ASCII without blanks")
+    return key
 
 
 def _server(
-    base_url: str,
+    url: str,
+    source: str,
     api_key: str | None,
     settings: Settings,
     redaction: Redaction,
     account: Mapping[str, str] = MappingProxyType({}),
 ) -> OpenAIUpstream:
-    if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
-        raise InvalidSetting("the upstream's API key: expected printable ASCII without blanks")
     transport = Transport(
-        base_url,
+        url,
+        source=source,
         # Local servers ask for no key, but some of them for a header.
         credentials={"Authorization": f"Bearer {api_key or 'none'}", **account},
         redaction=redaction,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from replay.errors import InvalidSetting
-from replay.redaction import secrets_in_url
+from replay.redaction import NO_SECRETS, secrets_in_url
 
 ENV_PREFIX = "REPLAY_"
 
@@ -43,7 +43,11 @@ def _setting(
 class Settings:
     """What a node is told; see the README for the same as a table."""
 
-    host: str = _setting("127.0.0.1", "address to listen on; loopback, because the service asks nobody who they are")
+    host: str = _setting(
+        "127.0.0.1",
+        "address to listen on; loopback, because the service asks nobody who they are",
+        shape=r"[^\s/]+",
+    )
     port: int = _setting(8080, "port to listen on; 0 takes a free one", least=0, most=65_535)
     allowed_hosts: tuple[str, ...] = _setting(
         (),
@@ -177,18 +181,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            least, most = setting.metadata["least"], setting.metadata["most"]
             value = getattr(self, setting.name)
-            if least is not None and not least <= value <= most:
-                raise InvalidSetting(f"{flag(setting)}: expected a number from {least} to {most}, got {value}")
-            choices = setting.metadata["choices"]
-            if choices and value not in choices:
-                raise InvalidSetting(f"{flag(setting)}: expected {' or '.join(choices)}, got {value!r}")
-            members = (value,) if isinstance(value, str) else value
-            shape = setting.metadata["shape"]
-            wrong = next((member for member in members if not re.fullmatch(shape, member)), None) if shape else None
+            wrong = _wrong_in(setting.metadata, value)
             if wrong is not None:
-                raise InvalidSetting(f"{flag(setting)}: expected {setting.metadata['help']}; got {wrong!r}")
+                raise InvalidSetting(f"{flag(setting)}: {wrong}")
+
+
+def _wrong_in(limits: Mapping[str, Any], value: Any) -> str | None:
+    """What was expected of a value and what came; None where it can be used."""
+    least, most, choices, shape = (limits[name] for name in ("least", "most", "choices", "shape"))
+    if least is not None and not least <= value <= most:
+        expected = f"at least {least}" if most == sys.maxsize else f"a number from {least} to {most}"
+        return f"expected {expected}, got {value}"
+    if choices and value not in choices:
+        return f"expected {' or '.join(choices)}, got {value!r}"
+    members = (value,) if isinstance(value, str) else value
+    wrong = next((member for member in members if not re.fullmatch(shape, member)), None) if shape else None
+    return None if wrong is None else f"expected {limits['help']}; got {NO_SECRETS.log_line(repr(wrong))}"
 
 
 def flag(setting: Field[Any]) -> str:
@@ -215,7 +224,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings from flags (by setting name, None where not given), then the environment, then the defaults.
 
-    Raises InvalidSetting for a value that does not parse or is out of range.
+    Raises InvalidSetting for a value that does not parse, is out of range, or contradicts another.
     """
     hints = get_type_hints(Settings)
     values: dict[str, Any] = {}
@@ -226,7 +235,12 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
             text, source = environ.get(variable(setting)) or None, variable(setting)
         if text is not None:
             values[setting.name] = _parse(hints[setting.name], text, source)
-    return Settings(**values)
+    settings = Settings(**values)
+    if "ttl_s" in values and settings.ttl_s > settings.max_ttl_s:  # a default gives way by itself
+        raise InvalidSetting(
+            f"--ttl-s: expected at most --max-ttl-s, which is {settings.max_ttl_s}, got {settings.ttl_s}"
+        )
+    return settings
 
 
 def secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[str]:
@@ -245,9 +259,11 @@ def secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[
 def _parse(hint: Any, text: str, source: str) -> Any:
     if hint == tuple[str, ...]:
         return tuple(re.findall(r"[^\s,]+", text))
-    kinds: Sequence[type] = (int, float, Path)
+    kinds = {int: "a whole number", float: "a number", Path: "a path"}
     kind = next((kind for kind in kinds if hint is kind), str)
+    if not text:
+        raise InvalidSetting(f"{source}: expected {kinds.get(kind, 'a value')}, got nothing")
     try:
         return kind(text)
     except ValueError:
-        raise InvalidSetting(f"{source}: expected {kind.__name__}, got {text!r}") from None
+        raise InvalidSetting(f"{source}: expected {kinds[kind]}, got {text!r}") from None

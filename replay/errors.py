@@ -40,6 +40,12 @@ class InvalidSetting(ReplayError):
     code = "invalid_setting"
 
 
+class AddressInUse(ReplayError):
+    """Another process listens on this address and port."""
+
+    code = "address_in_use"
+
+
 class InvalidRequest(ReplayError):
     """The request is not one this call understands."""
 

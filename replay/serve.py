@@ -7,8 +7,10 @@ import gc
 import logging
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
 from replay import config
-from replay.app import App
+from replay.addresses import is_any, is_only_loopback
+from replay.app import App, check
 from replay.errors import ReplayError
 from replay.http.siblings import Siblings
 from replay.redaction import Redaction
@@ -45,10 +48,12 @@ class _FieldFormatter(logging.Formatter):
 
 
 def serve(flags: Mapping[str, str | None]) -> int:
-    """Run a node with the settings of a command line; the exit code. Raises InvalidSetting."""
+    """Run a node with the settings of a command line; the exit code. Raises ReplayError."""
     settings = config.load(flags)
+    check(settings)
     _prepare(settings)
-    return uvloop.run(_serve_workers(settings) if settings.workers > 1 else _serve(App(settings), _greet))
+    greet = partial(_greet, settings.host)
+    return uvloop.run(_serve_workers(settings, greet) if settings.workers > 1 else _serve(App(settings), greet))
 
 
 def _work(settings: config.Settings, shared: Path, number: int, ready: Callable[[str], None]) -> int:
@@ -112,7 +117,7 @@ async def _serve(app: App, ready: Callable[[str], None]) -> int:
     return 1
 
 
-async def _serve_workers(settings: config.Settings) -> int:
+async def _serve_workers(settings: config.Settings, ready: Callable[[str], None]) -> int:
     """Run workers until a signal, which is passed on to them; the exit code."""
     signals = _signals()
     workers = Workers(settings, _work)
@@ -123,7 +128,7 @@ async def _serve_workers(settings: config.Settings) -> int:
     url = starting.result()
     if url is None:
         return 1
-    _greet(url)
+    ready(url)
     await stopping
     workers.leave()
     ending = asyncio.create_task(workers.ended())
@@ -152,7 +157,16 @@ def _signals() -> asyncio.Queue[int]:
     return signals
 
 
-def _greet(url: str) -> None:
+def _greet(host: str, url: str) -> None:
     print(f"replay is ready at {url}")
+    if not is_only_loopback(host):
+        _warn(host, url)
     print(f"Open {url}/ in a browser, or start a generation and watch it from a second terminal:\n")
     print(f"  curl -N {url}/generations -H 'Accept: text/event-stream' -d '{{\"prompt\": \"Hello\"}}'\n", flush=True)
+
+
+def _warn(host: str, url: str) -> None:
+    """Say who else can come in."""
+    elsewhere = f" at {url.replace('localhost', socket.gethostname())}/" if is_any(host) else ""
+    print(f"It listens on {host} (--host), so other machines reach it too{elsewhere}. Nobody is asked who they are:")
+    print("whoever reaches the port may read, start, cancel and delete everything. Put a proxy that asks before it.")

@@ -23,8 +23,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from replay import addresses
 from replay.config import Settings
-from replay.errors import InvalidSetting
 from replay.store.embedded import EmbeddedValkey
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Workers:
         return url
 
     def _reserve(self, host: str, port: int) -> int:
-        """Hold the port, so that it is this service's even while no worker listens; raises InvalidSetting."""
+        """Hold the port, so that it is this service's even while no worker listens; raises as `check` does."""
         try:
             for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
                 address = (address[0], port, *address[2:])
@@ -123,8 +123,8 @@ class Workers:
                 held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 held.bind(address)
                 port = held.getsockname()[1]
-        except OSError as error:
-            raise InvalidSetting(f"cannot listen on {host}:{port} (--host, --port)", aside=str(error)) from error
+        except (OSError, UnicodeError) as error:
+            raise addresses.refusal(host, port, error) from error
         return port
 
     async def _begin(self, number: int) -> str:

@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 350
 
 # What any folder that needs it may import: it knows nothing of the others.
-TOOLS = {"errors", "redaction", "offload", "descriptors"}
+TOOLS = {"errors", "redaction", "offload", "descriptors", "addresses"}
 
 # What the modules of each folder may import of this package. A folder's own name stands for its port, the module
 # `__init__`; `folder.*` for everything in it.
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "redaction": set(),
     "offload": set(),
     "descriptors": set(),
+    "addresses": {"errors"},
     "config": {"errors", "redaction"},
     "model": {"errors", "model.*"},
     "wire": {"errors", "redaction", "model.*", "wire", "wire.*"},
@@ -40,9 +41,9 @@ MAY_IMPORT = {
     "live": TOOLS | {"config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*"},
     "http": TOOLS | {"config", "model.*", "wire", "wire.*", "store", "upstream", "live", "live.*", "http", "http.*"},
     # The only one that names a concrete store and a concrete upstream; `workers` keeps the embedded server for all.
-    "app": {"errors", "redaction", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
-    "workers": {"errors", "config", "store.embedded"},
-    "serve": {"errors", "redaction", "config", "app", "http.siblings", "workers"},
+    "app": {"errors", "redaction", "addresses", "config", "http.*", "live.*", "store.*", "upstream", "upstream.*"},
+    "workers": {"addresses", "config", "store.embedded"},
+    "serve": {"errors", "redaction", "addresses", "config", "app", "http.siblings", "workers"},
     # A client knows the service by its API, as anybody else's does.
     "client": {"errors", "client.*"},
     "cli": {"errors", "client", "client.*", "cli.*"},

@@ -57,7 +57,7 @@ def order_of(
         keep_request=body.get("store") is not False,
         response=response,
         generation_id=None if generation_id is None else check_generation_id(generation_id),
-        ttl_ms=math.ceil((settings.ttl_s if ttl_s is None else ttl_s) * 1000),
+        ttl_ms=math.ceil((min(settings.ttl_s, settings.max_ttl_s) if ttl_s is None else ttl_s) * 1000),
         metadata=_metadata(options, body, settings),
         abandon_after_ms=None if abandon_after_s is None else math.ceil(abandon_after_s * 1000),
         idempotency_key=_idempotency_key(request),

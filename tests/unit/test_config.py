@@ -86,8 +86,26 @@ def test_value_that_does_not_parse_names_its_setting(setting, text):
 def test_value_below_the_least_names_its_setting(setting):
     least = setting.metadata["least"]
     assert getattr(load({setting.name: str(least)}, {}), setting.name) == least
-    with pytest.raises(InvalidSetting, match=f"{flag(setting)}: expected a number from {least} to"):
+    with pytest.raises(InvalidSetting, match=f"{flag(setting)}: expected (at least {least}|a number from {least} to)"):
         load({setting.name: str(least - 1)}, {})
+
+
+@pytest.mark.parametrize("setting", [each for each in PUBLIC if type(each.default) is not tuple], ids=by_name)
+def test_flag_without_a_value_names_its_setting(setting):
+    with pytest.raises(InvalidSetting, match=re.escape(flag(setting)) + ": expected "):
+        load({setting.name: ""}, {})
+
+
+def test_ttl_above_the_longest_that_callers_may_ask_for_is_a_contradiction():
+    assert load({"ttl_s": "60", "max_ttl_s": "60"}, {}).ttl_s == 60
+    with pytest.raises(InvalidSetting, match="--ttl-s: expected at most --max-ttl-s, which is 60, got 61"):
+        load({"ttl_s": "61", "max_ttl_s": "60"}, {})
+
+
+def test_password_in_a_wrong_origin_is_not_shown():
+    with pytest.raises(InvalidSetting, match="--cors-origins: expected ") as raised:
+        load({"cors_origins": "https://user:hunter22@a.example"}, {})
+    assert "hunter22" not in str(raised.value)
 
 
 def test_lease_that_is_not_finite_names_its_setting():

@@ -24,14 +24,14 @@ SETTINGS = Settings(ttl_s=100, max_ttl_s=1000, max_metadata_bytes=100)
 USER = [{"role": "user", "content": "Hi"}]
 
 
-async def order(body: Any = None, *, raw: bytes | None = None, **headers: str) -> Order:
+async def order(body: Any = None, *, raw: bytes | None = None, settings: Settings = SETTINGS, **headers: str) -> Order:
     """The order in a body."""
     payload = StreamReader(Mock(_reading_paused=False), 1 << 20)
     payload.feed_data(json.dumps(body).encode() if raw is None else raw)
     payload.feed_eof()
     request = make_mocked_request("POST", "/generations", headers=headers, payload=payload)
-    async with Bodies(SETTINGS).read_object(request) as read:
-        return replace(read_order(request, read, SETTINGS), size=0)
+    async with Bodies(settings).read_object(request) as read:
+        return replace(read_order(request, read, settings), size=0)
 
 
 def _in_short(value: Any) -> str:
@@ -82,6 +82,10 @@ async def test_options_are_read():
 @pytest.mark.parametrize(("ttl", "ttl_ms"), [(1, 1000), (1000, 1_000_000), (1.0, 1000), (1.0015, 1002)])
 async def test_ttl_is_seconds_rounded_up_to_ms(ttl, ttl_ms):
     assert (await ordered(ttl=ttl)).ttl_ms == ttl_ms
+
+
+async def test_ttl_by_default_is_none_that_a_caller_may_not_ask_for():
+    assert (await order({"prompt": "Hi"}, settings=Settings(ttl_s=100, max_ttl_s=50))).ttl_ms == 50_000
 
 
 async def test_idempotency_key_is_read():
