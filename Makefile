@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-header --no-annotate pyproject.toml
+	--no-emit-index-url --no-header --no-annotate --extra server pyproject.toml
 
 .DEFAULT_GOAL := help
 .PHONY: help run install dev check programs test test-slow clients bench bench-quick bench-gateway lock clean

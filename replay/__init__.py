@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         Unreachable,
     )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AsyncClient",
     "Client",

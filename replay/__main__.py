@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import version
 from typing import Any, NoReturn
 
-from replay import config
+from replay import __version__, config
 from replay.cli import add_commands
 from replay.errors import InvalidSetting, ReplayError
+
+_INSTALL = "pip install 'valkey-replay[server]'"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def main() -> None:
     """The command line."""
     parser = _Parser(prog="replay", description="A durable replay service for LLM generations.")
-    parser.add_argument("--version", action="version", version=f"replay {version('replay')}")
+    parser.add_argument("--version", action="version", version=f"replay {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run a node", description="Run a node. Every flag is also REPLAY_….")
     config.add_flags(serve)
@@ -41,8 +42,11 @@ def main() -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from replay.serve import serve  # without which the other commands start several times as fast
-
+    try:
+        from replay.serve import serve  # without which the other commands start several times as fast
+    except ModuleNotFoundError as error:
+        print(f"replay: {error.name} is not installed, which a node needs: {_INSTALL}", file=sys.stderr)
+        return 1
     try:
         return serve(vars(arguments))
     except ReplayError as error:

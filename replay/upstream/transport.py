@@ -18,7 +18,6 @@ import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from types import SimpleNamespace
 from urllib.request import getproxies, proxy_bypass
 
@@ -27,7 +26,7 @@ import httpx2
 from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
-from replay import descriptors
+from replay import __version__, descriptors
 from replay.errors import (
     InvalidSetting,
     NoDescriptor,
@@ -104,7 +103,7 @@ class Transport:
             # How long an answer may take, and be silent, is for us to say: aiohttp counts any byte as a sign of life.
             timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s),
             headers={
-                "User-Agent": f"replay/{version('replay')}",
+                "User-Agent": f"replay/{__version__}",
                 "Accept": "application/json",
                 "Accept-Encoding": "identity",
             },

@@ -146,8 +146,8 @@ def test_the_image_installs_only_what_is_locked_with_its_hash() -> None:
         re.sub(r"[-_.]+", "-", name).lower()
         for name in re.findall(r"(?m)^([\w.-]+)(?:\[[^]]*\])?==", (DEPLOY / "requirements.lock").read_text())
     }
-    wanted = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["dependencies"]
-    for requirement in wanted:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    for requirement in (*project["dependencies"], *project["optional-dependencies"]["server"]):
         found = re.match(r"[\w.-]+", requirement)
         assert found
         assert re.sub(r"[-_.]+", "-", found[0]).lower() in pinned, requirement

@@ -49,15 +49,16 @@ def ids(stream: str) -> list[str]:
 async def test_sixty_seconds_end_with_the_whole_answer(demo, tmp_path):
     # given the README's first three commands after `make run`
     start, resume, transcript = SHELL[1:4]
-    # when they are run as they stand
-    first = await run(demo, tmp_path, "bash", "-c", start)
-    rest = await run(demo, tmp_path, "bash", "-c", resume)
-    text = await run(demo, tmp_path, "bash", "-c", transcript)
-    # then the two parts are the log, and the text is the whole answer
-    log = [event.last_event_id for event in await demo.api.log("first")]
-    assert 0 < len(ids(first)) < len(log)
-    assert ids(first) + ids(rest) == log
-    assert text.startswith("**This answer is a recording.**")
+    for _ in range(2):  # whoever has seen it shows it to somebody
+        # when they are run as they stand
+        first = await run(demo, tmp_path, "bash", "-c", start)
+        rest = await run(demo, tmp_path, "bash", "-c", resume)
+        text = await run(demo, tmp_path, "bash", "-c", transcript)
+        # then the two parts are the log, and the text is the whole answer
+        log = [event.last_event_id for event in await demo.api.log("first")]
+        assert 0 < len(ids(first)) < len(log)
+        assert ids(first) + ids(rest) == log
+        assert text.startswith("**This answer is a recording.**")
     # and the Python example prints the same
     assert await run(demo, tmp_path, sys.executable, "-c", PYTHON[2]) == text
 
