@@ -7,7 +7,7 @@ import sys
 from typing import Any, NoReturn
 
 from replay import __version__, config
-from replay.cli import add_commands
+from replay.cli import add_commands, complete
 from replay.errors import InvalidSetting, ReplayError
 
 _INSTALL = "pip install 'valkey-replay[server]'"
@@ -37,6 +37,7 @@ def main() -> None:
     config.add_flags(serve)
     serve.set_defaults(run=_serve)
     add_commands(commands)
+    complete(parser)
     arguments = parser.parse_args()
     sys.exit(arguments.run(arguments))
 

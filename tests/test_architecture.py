@@ -63,6 +63,7 @@ ONLY_IN = {
     "compression": {"http"},
     "uvloop": {"serve"},
     "rich": {"cli"},
+    "argcomplete": {"cli"},
     "orjson": {"wire"},
 }
 NOT_IN_MODEL_OR_WIRE = {

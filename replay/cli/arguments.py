@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, get_args
 
 from replay.cli import commands
+from replay.cli.completion import add_completion, add_id
 from replay.cli.exits import EPILOG, Exit, exit_of_error
 from replay.cli.terminal import Terminal
 from replay.client import Client, Status
@@ -29,6 +30,8 @@ def add_commands(parsers: Any) -> None:
     _add_ls(parsers)
     _add_transcript(parsers)
     _add_cancel(parsers)
+    _add_delete(parsers)
+    add_completion(parsers)
 
 
 def _add_generate(parsers: Any) -> None:
@@ -49,7 +52,7 @@ def _add_generate(parsers: Any) -> None:
 
 def _add_watch(parsers: Any) -> None:
     parser = _add(parsers, "watch", commands.watch, "show a generation that goes on, or that has ended")
-    parser.add_argument("id", metavar="ID")
+    add_id(parser)
     parser.add_argument(
         "--from-start",
         action=argparse.BooleanOptionalAction,
@@ -61,9 +64,10 @@ def _add_watch(parsers: Any) -> None:
 
 def _add_ls(parsers: Any) -> None:
     parser = _add(parsers, "ls", commands.ls, "list generations, newest first")
-    parser.add_argument(
+    status: Any = parser.add_argument(
         "--status", type=_statuses, metavar="STATUS", help=f"only these, separated by commas: {', '.join(_STATUSES)}"
     )
+    status.completer = lambda **_: _STATUSES
     parser.add_argument("--model", help="only of this model")
     parser.add_argument(
         "--metadata",
@@ -78,20 +82,28 @@ def _add_ls(parsers: Any) -> None:
         "--since", type=_time, metavar="TIME", help="only what was created then or later: ISO 8601, local time"
     )
     parser.add_argument("--until", type=_time, metavar="TIME", help="only what was created then or earlier")
-    parser.add_argument("--limit", type=int, default=_DEFAULT_LIMIT, metavar="N", help="at most so many (%(default)s)")
+    parser.add_argument(
+        "--limit", type=_count, default=_DEFAULT_LIMIT, metavar="N", help="at most so many (%(default)s)"
+    )
+    parser.add_argument("--all", action="store_const", const=None, dest="limit", help="however many there are")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each")
 
 
 def _add_transcript(parsers: Any) -> None:
     parser = _add(parsers, "transcript", commands.transcript, "print what a generation has said")
-    parser.add_argument("id", metavar="ID")
+    add_id(parser)
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
     parser.add_argument("--wait", action="store_true", help="wait until it has ended")
 
 
 def _add_cancel(parsers: Any) -> None:
     parser = _add(parsers, "cancel", commands.cancel, "stop a generation; what it has said stays; prints its status")
-    parser.add_argument("id", metavar="ID")
+    add_id(parser)
+
+
+def _add_delete(parsers: Any) -> None:
+    parser = _add(parsers, "delete", commands.delete, "remove generations, with all they have said; prints their ids")
+    add_id(parser, nargs="+")
 
 
 def _add(parsers: Any, name: str, command: Command, help: str) -> argparse.ArgumentParser:
@@ -120,6 +132,12 @@ def _statuses(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected {', '.join(_STATUSES)}")
     return statuses
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+    return int(text)
 
 
 def _pair(text: str) -> tuple[str, str]:

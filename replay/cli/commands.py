@@ -6,13 +6,14 @@ import argparse
 import json
 import shlex
 import sys
+from itertools import islice
 
 from replay.cli.exits import Exit
 from replay.cli.listing import plain_line, print_table
 from replay.cli.showing import show, tell_end
 from replay.cli.terminal import Terminal
 from replay.client import Client, Generation
-from replay.errors import InvalidSetting
+from replay.errors import GenerationNotFound, InvalidSetting
 
 
 def generate(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exit:
@@ -62,16 +63,18 @@ def _come_back(generation_id: str, arguments: argparse.Namespace) -> str:
 
 
 def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exit:
-    """List generations."""
-    generations = client.list(
+    """List generations, and say whether there are more."""
+    limit = arguments.limit
+    found = client.list(
         status=arguments.status,
         model=arguments.model,
         metadata=dict(arguments.metadata),
         q=arguments.q,
         since=arguments.since,
         until=arguments.until,
-        limit=arguments.limit,
+        limit=None if limit is None else limit + 1,  # the one too many tells that there is more
     )
+    generations = islice(found, limit)
     if arguments.json:
         for generation in generations:
             terminal.write(json.dumps(generation.raw, ensure_ascii=False) + "\n")
@@ -80,6 +83,8 @@ def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exi
     else:
         for generation in generations:
             terminal.write(plain_line(generation) + "\n")
+    if next(found, None) is not None:
+        terminal.complain(f"there are more than {limit:,}: --limit N shows N, --all shows all")
     return Exit.DONE
 
 
@@ -101,3 +106,17 @@ def cancel(client: Client, arguments: argparse.Namespace, terminal: Terminal) ->
     """Stop a generation, and print its status."""
     terminal.write(client.cancel(arguments.id).status + "\n")
     return Exit.DONE
+
+
+def delete(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exit:
+    """Remove generations, and print the id of each; one that does not exist spares none of the others."""
+    exit = Exit.DONE
+    for generation_id in arguments.id:
+        try:
+            client.delete(generation_id)
+        except GenerationNotFound as error:
+            terminal.complain(str(error))
+            exit = Exit.NOT_FOUND
+        else:
+            terminal.write(generation_id + "\n")
+    return exit

@@ -10,37 +10,51 @@ from replay.cli.printable import is_plain, one_line
 from replay.client import Generation
 
 _STYLES = {"completed": "green", "failed": "red", "interrupted": "red", "cancelled": "yellow", "streaming": "cyan"}
+_WHOLE = (None, "stop", "tool_calls", "function_call")  # reasons for which a model ends by itself
 
 
 def plain_line(generation: Generation) -> str:
-    """One line: id, status, model, when it was created (ISO 8601, UTC), events, subscribers, between tabs."""
+    """One line: id, status, model, when it was created (ISO 8601, UTC), events, subscribers, reason, between tabs."""
     created = datetime.fromtimestamp(generation.created, UTC).isoformat(timespec="seconds")
-    fields = (generation.id, generation.status, generation.model, created, generation.events, generation.subscribers)
+    numbers = (generation.events, generation.subscribers)
+    fields = (generation.id, generation.status, generation.model, created, *numbers, reason(generation))
     return "\t".join(one_line(str(field)) for field in fields)
 
 
+def reason(generation: Generation) -> str:
+    """Why it did not complete, as the code of its error, or why its answer is not whole; else nothing."""
+    if generation.error:
+        return str(generation.error.get("code"))
+    return "" if generation.finish_reason in _WHOLE else str(generation.finish_reason)
+
+
 def print_table(generations: Iterable[Generation]) -> None:
-    """Print a table. An id is folded where it does not fit, and never cut short: it is there to be copied."""
+    """Print a table. What does not fit is folded, and never cut short: it is there to be copied."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     now = time.time()
+    rows = list(generations)
+    with_reasons = any(map(reason, rows))  # a column of nothing would take the place of ids
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("id", overflow="fold")
     table.add_column("status", no_wrap=True)
-    table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("model", overflow="fold")
     table.add_column("age", justify="right", no_wrap=True)
     table.add_column("events", justify="right", no_wrap=True)
     table.add_column("watching", justify="right", no_wrap=True)
-    for generation in generations:
+    if with_reasons:
+        table.add_column("reason", overflow="fold")
+    for generation in rows:
         table.add_row(
             generation.id,
             Text(generation.status, style=_STYLES.get(generation.status, "")),
             Text(one_line(generation.model)),
             age(now - generation.created),
-            str(generation.events),
-            str(generation.subscribers),
+            f"{generation.events:,}",
+            f"{generation.subscribers:,}",
+            *([Text(one_line(reason(generation)))] if with_reasons else []),
         )
     Console(color_system=None if is_plain() else "auto").print(table)
 

@@ -45,7 +45,15 @@ class Progress:
         """One line: status, model, tokens, their rate between the first and the last, and the time since the start."""
         took_ms = max(0.0, (self._ended_ms or now_ms) - self._began_ms)
         lasted_ms = self._last_token_ms - self._first_token_ms
-        rate = f"{(self._tokens - 1) * 1000 / lasted_ms:.1f} tokens/s" if lasted_ms else None
-        tokens = "1 token" if self._tokens == 1 else f"{self._tokens} tokens"
-        parts = (self._outage or self._status, self._model, tokens, rate, f"{took_ms / 1000:.1f} s")
+        rate = f"{(self._tokens - 1) * 1000 / lasted_ms:,.1f} tokens/s" if lasted_ms else None
+        tokens = "1 token" if self._tokens == 1 else f"{self._tokens:,} tokens"
+        parts = (self._outage or self._status, self._model, tokens, rate, span(took_ms / 1000))
         return " · ".join(part for part in parts if part)
+
+
+def span(seconds: float) -> str:
+    """A span of time in its two largest units, as `1.5 s`, `2 min 5 s`, `3 h 0 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"

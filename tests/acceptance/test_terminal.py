@@ -407,7 +407,7 @@ async def test_a_cancelled_generation_is_told_to_who_watches(run, service, upstr
 
 
 async def test_what_does_not_exist_is_not_found(run):
-    for words in (("watch",), ("transcript",), ("transcript", "--wait"), ("cancel",)):
+    for words in (("watch",), ("transcript",), ("transcript", "--wait"), ("cancel",), ("delete",)):
         command = await run(*words, "nothing")
         assert await command.exit() == 4
         assert command.stdout == b""
@@ -417,7 +417,7 @@ async def test_what_does_not_exist_is_not_found(run):
 async def test_a_service_that_is_away_is_not_reachable(run, service):
     async with FaultProxy(service.url) as network:
         await network.refuse()
-        calls = (("generate", "Hi"), ("watch", "g"), ("ls",), ("transcript", "g"), ("cancel", "g"))
+        calls = (("generate", "Hi"), ("watch", "g"), ("ls",), ("transcript", "g"), ("cancel", "g"), ("delete", "g"))
         for command in [await run(*words, url=network.url) for words in calls]:
             assert await command.exit() == 5
             assert command.stdout == b""
@@ -432,6 +432,9 @@ async def test_wrong_usage_is_told(run):
         ("generate", "--ttl", "soon", "Hi"),
         ("ls", "--status", "happy"),
         ("ls", "--since", "yesterday"),
+        ("ls", "--limit", "-1"),
+        ("delete",),
+        ("completion", "csh"),
         ("transcript", "g", "--format", "pdf"),
         ("ls", "--url", "localhost:8080"),
     ):
@@ -479,8 +482,55 @@ async def test_a_list_is_lines_with_tabs_for_programs(run, service, upstream):
     assert await lines.exit() == 0
     rows = [line.split("\t") for line in lines.stdout.decode().splitlines()]
     assert [row[0] for row in rows] == ids[:0:-1]
-    assert [[*row[1:3], *row[4:]] for row in rows] == [["completed", "test-model", "5", "0"]] * 2
+    assert [[*row[1:3], *row[4:]] for row in rows] == [["completed", "test-model", "5", "0", ""]] * 2
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row[3]) for row in rows)
+
+
+async def test_a_list_says_when_there_is_more_and_how_to_get_it(run, service, upstream):
+    upstream.script = say("a")
+    job = f"more-{random.getrandbits(64)}"
+    ids = [await service.run(metadata={"job": job}) for _ in range(3)]
+
+    async def listed(*words: str) -> tuple[list[str], str]:
+        command = await run("ls", "--metadata", f"job={job}", *words)
+        assert await command.exit() == 0, command.stderr
+        return [line.split("\t")[0] for line in command.stdout.decode().splitlines()], command.stderr.decode()
+
+    more = "replay: there are more than 2: --limit N shows N, --all shows all\n"
+    assert await listed("--limit", "2") == (ids[:0:-1], more)
+    for words in (("--limit", "3"), ("--all",), ()):
+        assert await listed(*words) == (ids[::-1], "")
+
+
+async def test_a_list_tells_the_reason_of_what_did_not_complete(run, show, service, upstream):
+    async def script(call: Call) -> None:
+        await call.say("a")
+        await call.cut()
+
+    upstream.script = script
+    id = await service.run()
+    lines = await run("ls", "--limit", "1")
+    assert await lines.exit() == 0
+    assert lines.stdout.decode().rstrip("\n").split("\t")[::6] == [id, "upstream_truncated"]
+    window = await show("ls", "--q", id)
+    assert await window.exit() == 0
+    assert window.screen.lines[0].split()[-1] == "reason"
+    assert "upstream" in window.screen.lines[1]
+
+
+async def test_what_is_deleted_is_gone_and_what_is_not_there_is_told(run, service, upstream):
+    upstream.script = say("a")
+    first, second = await service.run(), await service.run()
+    # when one of three does not exist
+    command = await run("delete", first, "nothing", second)
+    # then the others are gone all the same
+    assert (await command.exit(), command.stdout.decode()) == (4, f"{first}\n{second}\n")
+    assert command.stderr.decode().startswith("replay: generation 'nothing' does not exist")
+    for id in (first, second):
+        assert (await service.get(f"/generations/{id}")).status == 404
+    live = (await service.start())["id"]
+    command = await run("delete", live)
+    assert (await command.exit(), command.stdout.decode(), command.stderr) == (0, f"{live}\n", b"")
 
 
 async def test_a_list_can_be_filtered(run, service, upstream):
@@ -683,7 +733,7 @@ async def test_a_list_is_a_table_with_whole_ids(show, service, upstream):
     window = await show("ls", "--limit", "2")
     # then
     assert await window.exit() == 0
-    head, *rows, last = window.screen.lines
+    head, *rows, last = (line for line in window.screen.lines if not line.startswith("replay: there are more"))
     assert head.split() == ["id", "status", "model", "age", "events", "watching"]
     assert re.fullmatch(rf"{usual} +completed +test-model +\d+ s +4 +0", last)
     assert "".join(row.split()[0] for row in rows) == long

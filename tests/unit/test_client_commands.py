@@ -8,8 +8,8 @@ import pytest
 
 from replay.cli.asides import asides
 from replay.cli.exits import Exit
-from replay.cli.listing import age
-from replay.cli.progress import Progress
+from replay.cli.listing import age, reason
+from replay.cli.progress import Progress, span
 from replay.cli.showing import show
 from replay.cli.status_line import column_after
 from replay.cli.terminal import Terminal
@@ -108,6 +108,37 @@ def test_a_status_line_tells_how_it_goes():
     assert progress.line(3000).startswith("connection lost, back in 0.2 s (no answer) · m")
     progress.take(end(finish_reason="length"))
     assert progress.line(9000) == "completed (length) · m · 3 tokens · 2.0 tokens/s · 2.0 s"
+
+
+def test_a_status_line_has_its_numbers_as_people_write_them():
+    progress = Progress(generation())
+    progress.take(token(1, 2000))
+    for seq in range(2, 1235):
+        progress.take(token(seq, 3000))
+    assert progress.line(66_000) == "streaming · m · 1,234 tokens · 1,233.0 tokens/s · 1 min 5 s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 0 s"), (3599.9, "59 min 59 s"), (3661, "1 h 1 min")],
+)
+def test_a_span_has_two_units_at_most(seconds, text):
+    assert span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({}, ""),
+        ({"status": "completed", "finish_reason": "stop"}, ""),
+        ({"status": "completed", "finish_reason": "tool_calls"}, ""),
+        ({"status": "completed", "finish_reason": "length"}, "length"),
+        ({"status": "failed", "error": {"code": "upstream_error", "message": "m"}}, "upstream_error"),
+        ({"status": "failed", "finish_reason": "stop", "error": {"code": "node_lost"}}, "node_lost"),
+    ],
+)
+def test_a_reason_is_why_there_is_no_whole_answer(members, text):
+    assert reason(generation(**members)) == text
 
 
 @pytest.mark.parametrize(
