@@ -215,10 +215,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for setting in fields(Settings):
         if setting.metadata["secret"]:
             continue
-        shown = "" if setting.default in (None, (), MISSING) else f" (default {setting.default})"
+        shown = "" if setting.default in (None, (), MISSING) else f" (default {in_words(setting)})"
         parser.add_argument(
             flag(setting), dest=setting.name, metavar="…", help=setting.metadata["help"].replace("%", "%%") + shown
         )
+
+
+_BYTES = {"MiB": 1 << 20, "KiB": 1 << 10}
+_SECONDS = {"d": 86_400, "h": 3_600, "min": 60}
+
+
+def in_words(setting: Field[Any]) -> str:
+    """A default as it is given, and, where that is long, as people say it."""
+    default: Any = setting.default
+    units = _BYTES if setting.name.endswith("_bytes") else _SECONDS if setting.name.endswith("_s") else {}
+    unit = next((unit for unit, size in units.items() if default >= size and default % size == 0), None)
+    return str(default) if unit is None else f"{default}: {default / units[unit]:,.0f} {unit}"
 
 
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Settings:

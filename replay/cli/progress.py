@@ -52,8 +52,8 @@ class Progress:
 
 
 def span(seconds: float) -> str:
-    """A span of time in its two largest units, as `1.5 s`, `2 min 5 s`, `3 h 0 min`."""
+    """A span of time in its two largest units, as `1.5 s`, `2 min 05 s`, `3 h 00 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02} min"

@@ -115,12 +115,12 @@ def test_a_status_line_has_its_numbers_as_people_write_them():
     progress.take(token(1, 2000))
     for seq in range(2, 1235):
         progress.take(token(seq, 3000))
-    assert progress.line(66_000) == "streaming · m · 1,234 tokens · 1,233.0 tokens/s · 1 min 5 s"
+    assert progress.line(66_000) == "streaming · m · 1,234 tokens · 1,233.0 tokens/s · 1 min 05 s"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 0 s"), (3599.9, "59 min 59 s"), (3661, "1 h 1 min")],
+    [(0, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (3599.9, "59 min 59 s"), (3661, "1 h 01 min")],
 )
 def test_a_span_has_two_units_at_most(seconds, text):
     assert span(seconds) == text

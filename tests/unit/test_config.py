@@ -179,7 +179,24 @@ def test_help_of_the_command_line_names_every_flag_and_its_default(setting):
     config.add_flags(parser)
     (line,) = [line for line in parser.format_help().splitlines() if line.strip().startswith(flag(setting) + " ")]
     assert setting.metadata["help"] in line
-    assert setting.default in (None, ()) or f"(default {setting.default})" in line
+    assert setting.default in (None, ()) or re.search(rf"\(default {re.escape(str(setting.default))}[):]", line)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("max_body_bytes", "8388608: 8 MiB"),
+        ("write_buffer_bytes", "65536: 64 KiB"),
+        ("max_ttl_s", "2592000: 30 d"),
+        ("upstream_idle_timeout_s", "300.0: 5 min"),
+        ("idle_connection_s", "75.0"),
+        ("lease_s", "15.0"),
+        ("max_generations", "10000"),
+    ],
+)
+def test_long_numbers_are_also_said_as_people_say_them(name, words):
+    (setting,) = (setting for setting in SETTINGS if setting.name == name)
+    assert config.in_words(setting) == words
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=by_name)

@@ -1,4 +1,5 @@
 /** The list of generations: live ones first, then the newest; it follows the feed and asks for nothing twice. */
+import { counted } from "./format.js";
 import { announce, element, fromTemplate, note } from "./page.js";
 import { LIVE, listGenerations } from "./node.js";
 import { Row } from "./row.js";
@@ -97,7 +98,7 @@ export class ListPage {
       note(problem);
       this.#next = page.next;
       this.#add(page.generations);
-      announce(`${page.generations.length} more generations`);
+      announce(`${counted(page.generations.length, "more generation")}`);
     } catch (error) {
       note(problem, `No more could be loaded. ${error.message}`);
     } finally {
