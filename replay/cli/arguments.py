@@ -18,7 +18,6 @@ from replay.client import Client, Status
 from replay.errors import ReplayError
 
 _RETRY_FOR_S = 2.0  # somebody is waiting for an answer, be it that there is none
-_DEFAULT_LIMIT = 50
 
 Command = Callable[[Client, argparse.Namespace, Terminal], Exit]
 
@@ -82,10 +81,9 @@ def _add_ls(parsers: Any) -> None:
         "--since", type=_time, metavar="TIME", help="only what was created then or later: ISO 8601, local time"
     )
     parser.add_argument("--until", type=_time, metavar="TIME", help="only what was created then or earlier")
-    parser.add_argument(
-        "--limit", type=_count, default=_DEFAULT_LIMIT, metavar="N", help="at most so many (%(default)s)"
-    )
-    parser.add_argument("--all", action="store_const", const=None, dest="limit", help="however many there are")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--limit", type=_count, metavar="N", help=f"at most so many ({commands.USUAL_LIMIT})")
+    length.add_argument("--all", action="store_true", help="however many there are")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each")
 
 

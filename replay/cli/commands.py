@@ -15,6 +15,8 @@ from replay.cli.terminal import Terminal
 from replay.client import Client, Generation
 from replay.errors import GenerationNotFound, InvalidSetting
 
+USUAL_LIMIT = 50  # generations in a list
+
 
 def generate(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exit:
     """Start a generation and show it."""
@@ -63,8 +65,8 @@ def _come_back(generation_id: str, arguments: argparse.Namespace) -> str:
 
 
 def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exit:
-    """List generations, and say whether there are more."""
-    limit = arguments.limit
+    """List generations, and say whether there are more, unless it is a program that asked for so many."""
+    limit = None if arguments.all else USUAL_LIMIT if arguments.limit is None else arguments.limit
     found = client.list(
         status=arguments.status,
         model=arguments.model,
@@ -83,7 +85,7 @@ def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exi
     else:
         for generation in generations:
             terminal.write(plain_line(generation) + "\n")
-    if next(found, None) is not None:
+    if next(found, None) is not None and (terminal.decorated or arguments.limit is None):
         terminal.complain(f"there are more than {limit:,}: --limit N shows N, --all shows all")
     return Exit.DONE
 

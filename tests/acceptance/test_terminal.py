@@ -486,19 +486,26 @@ async def test_a_list_is_lines_with_tabs_for_programs(run, service, upstream):
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row[3]) for row in rows)
 
 
-async def test_a_list_says_when_there_is_more_and_how_to_get_it(run, service, upstream):
+async def test_a_list_says_when_there_is_more_and_how_to_get_it(run, show, service, upstream):
+    # given one more than a list has
     upstream.script = say("a")
     job = f"more-{random.getrandbits(64)}"
-    ids = [await service.run(metadata={"job": job}) for _ in range(3)]
+    ids = [await service.run(metadata={"job": job}) for _ in range(51)]
 
     async def listed(*words: str) -> tuple[list[str], str]:
         command = await run("ls", "--metadata", f"job={job}", *words)
         assert await command.exit() == 0, command.stderr
         return [line.split("\t")[0] for line in command.stdout.decode().splitlines()], command.stderr.decode()
 
-    more = "replay: there are more than 2: --limit N shows N, --all shows all\n"
-    assert await listed("--limit", "2") == (ids[:0:-1], more)
-    for words in (("--limit", "3"), ("--all",), ()):
+    # then that is told, but no program that asked for so many
+    more = "replay: there are more than {}: --limit N shows N, --all shows all"
+    assert await listed() == (ids[:0:-1], more.format(50) + "\n")
+    assert await listed("--limit", "2") == (ids[:-3:-1], "")
+    window = await show("ls", "--limit", "2", "--metadata", f"job={job}")
+    assert await window.exit() == 0
+    assert window.screen.lines[-1] == more.format(2)
+    # and nothing is told where there is no more
+    for words in (("--limit", "51"), ("--all",)):
         assert await listed(*words) == (ids[::-1], "")
 
 
@@ -733,7 +740,7 @@ async def test_a_list_is_a_table_with_whole_ids(show, service, upstream):
     window = await show("ls", "--limit", "2")
     # then
     assert await window.exit() == 0
-    head, *rows, last = (line for line in window.screen.lines if not line.startswith("replay: there are more"))
+    head, *rows, last = [line for line in window.screen.lines if not line.startswith("replay: there are more")]
     assert head.split() == ["id", "status", "model", "age", "events", "watching"]
     assert re.fullmatch(rf"{usual} +completed +test-model +\d+ s +4 +0", last)
     assert "".join(row.split()[0] for row in rows) == long
