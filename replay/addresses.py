@@ -15,14 +15,23 @@ def check(host: str, port: int) -> None:
     """Find out whether this can be listened on; raises AddressInUse, and InvalidSetting where it never can."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does
-                probe.bind(address)
+        for family, *_, address in found:
+            _bind(family, address)
     except (OSError, UnicodeError) as error:
         raise refusal(host, port, error) from error
+
+
+def _bind(family: int, address: tuple[object, ...]) -> None:
+    """Take an address and leave it, with the options of asyncio, which passes by families that the machine has not."""
+    try:
+        probe = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        return
+    with probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind(address)
 
 
 def refusal(host: str, port: int, error: OSError | UnicodeError) -> ReplayError:

@@ -85,7 +85,7 @@ def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exi
     else:
         for generation in generations:
             terminal.write(plain_line(generation) + "\n")
-    if next(found, None) is not None and (terminal.decorated or arguments.limit is None):
+    if (terminal.decorated or arguments.limit is None) and next(found, None) is not None:
         terminal.complain(f"there are more than {limit:,}: --limit N shows N, --all shows all")
     return Exit.DONE
 
