@@ -159,8 +159,8 @@ class Workers:
             began = loop.time()
             code = await worker.ended
             if self._leaving.is_set():
-                # One that was told to leave before it could listen to signals has died of it, and lost nothing.
-                return 0 if code == -signal.SIGTERM and worker.url.result() is None else code
+                # One that dies of the signal does not listen to it yet, or no longer: it has nothing to lose.
+                return 0 if code == -signal.SIGTERM else code
             log.error("worker died", extra={"worker": number, "worker_pid": worker.process.pid, "exit_status": code})
             if loop.time() - began < _STEADY_S:
                 with suppress(TimeoutError):
