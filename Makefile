@@ -79,6 +79,7 @@ lock: dev
 	$(UV_LOCK) --upgrade --extra dev --output-file deploy/requirements-dev.lock
 
 clean:
+	rm -rf tests/acceptance/.proxies
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules \
 		tests/acceptance/.litellm tests/benchmarks/peers/.python tests/benchmarks/peers/node_modules \
 		tests/clients/python/.python tests/clients/npm/node_modules

@@ -429,6 +429,8 @@ def test_the_unit_starts_the_service_with_settings() -> None:
 
 # Numbers that the proxies' files rely on.
 
+EACH = dict.fromkeys(("nginx", "haproxy", "caddy", "apache", "varnish", "envoy"), 1)
+
 
 def test_no_proxy_takes_a_living_stream_for_a_dead_one() -> None:
     for timeout in event_timeouts():
@@ -441,19 +443,48 @@ def test_no_proxy_gives_up_on_a_caller_without_a_stream_before_the_node_does() -
 
 
 def event_timeouts() -> list[float]:
-    nginx = re.findall(r"location ~ [^}]*?proxy_read_timeout (\w+);", shipped("nginx.conf"))
-    haproxy = re.findall(r"backend events\n(?:.*\n)*?    timeout server (\w+)", shipped("haproxy.cfg"))
-    caddy = re.findall(r"handle @event_source \{\n\t\treverse_proxy [^}]*?read_timeout (\w+)", shipped("Caddyfile"))
-    assert (len(nginx), len(haproxy), len(caddy)) == (1, 1, 1)
-    return [seconds(text) for text in nginx + haproxy + caddy]
+    envoy = shipped("envoy.yaml").partition("cluster: events")[2].partition("cluster: nodes")[0]
+    varnish = shipped("varnish.vcl").partition("(bereq.http.Event-Source)")[2].partition("else")[0]
+    apache = shipped("apache.conf").partition("balancer://events>")[2].partition("</Proxy>")[0]
+    found = {
+        "nginx": re.findall(r"location ~ [^}]*?proxy_read_timeout (\w+);", shipped("nginx.conf")),
+        "haproxy": re.findall(r"backend events\n(?:.*\n)*?    timeout server (\w+)", shipped("haproxy.cfg")),
+        "caddy": re.findall(
+            r"handle @event_source \{\n\t\treverse_proxy [^}]*?read_timeout (\w+)", shipped("Caddyfile")
+        ),
+        "apache": re.findall(r" timeout=(\w+)", apache),
+        "varnish": re.findall(r"_timeout = (\w+);", varnish),
+        "envoy": re.findall(r"idle_timeout: (\w+)", envoy),
+    }
+    # Traefik has none for an answer that has begun.
+    assert {name: len(texts) for name, texts in found.items()} == EACH | {"apache": 2, "varnish": 2}
+    return [seconds(text) for texts in found.values() for text in texts]
 
 
 def other_timeouts() -> list[float]:
-    nginx = re.findall(r"location / [^}]*?proxy_read_timeout (\w+);", shipped("nginx.conf"))
-    haproxy = re.findall(r"    timeout (?:server|client) (\w+)", shipped("haproxy.cfg").partition("frontend")[0])
-    caddy = re.findall(r"handle \{\n\t\treverse_proxy [^}]*?read_timeout (\w+)", shipped("Caddyfile"))
-    assert (len(nginx), len(haproxy), len(caddy)) == (1, 2, 1)
-    return [seconds(text) for text in nginx + haproxy + caddy]
+    envoy = shipped("envoy.yaml").partition("cluster: nodes")[2].partition("clusters:")[0]
+    varnish = shipped("varnish.vcl").partition("(bereq.http.Event-Source)")[2].partition("else")[2]
+    apache = shipped("apache.conf").partition("balancer://nodes>")[2].partition("</Proxy>")[0]
+    found = {
+        "nginx": re.findall(r"location / [^}]*?proxy_read_timeout (\w+);", shipped("nginx.conf")),
+        "haproxy": re.findall(r"    timeout (?:server|client) (\w+)", shipped("haproxy.cfg").partition("frontend")[0]),
+        "caddy": re.findall(r"handle \{\n\t\treverse_proxy [^}]*?read_timeout (\w+)", shipped("Caddyfile")),
+        "apache": re.findall(r" timeout=(\w+)", apache),
+        "varnish": re.findall(r"_timeout = (\w+);", varnish),
+        "envoy": re.findall(r"idle_timeout: (\w+)", envoy),
+    }
+    assert {name: len(texts) for name, texts in found.items()} == EACH | {
+        "haproxy": 2,
+        "apache": 2,
+        "varnish": 2,
+        "envoy": 2,
+    }
+    return [seconds(text) for texts in found.values() for text in texts]
+
+
+def test_envoy_has_no_limit_for_the_whole_of_an_answer() -> None:
+    routes = shipped("envoy.yaml").partition("routes:")[2].partition("clusters:")[0]
+    assert re.findall(r" timeout: (\w+)", routes) == ["0s"] * routes.count("- match:")
 
 
 def test_it_is_the_node_that_refuses_a_large_body() -> None:
@@ -462,18 +493,27 @@ def test_it_is_the_node_that_refuses_a_large_body() -> None:
 
 
 def test_an_unreachable_site_makes_a_source_wait_as_long_as_a_reachable_one() -> None:
-    for file in ("nginx.conf", "haproxy.cfg", "Caddyfile"):
-        assert set(re.findall(r'"retry: (\d+)', shipped(file))) == {str(DEFAULTS.retry_ms)}, file
+    for file in ("nginx.conf", "haproxy.cfg", "Caddyfile", "apache.conf", "varnish.vcl", "envoy.yaml"):
+        assert set(re.findall(r"retry: (\d+)", shipped(file))) == {str(DEFAULTS.retry_ms)}, file
 
 
 def test_every_proxy_knows_every_path_that_an_event_source_follows() -> None:
-    patterns = {
+    patterns = [
         *re.findall(r"location ~ (\^\S+) \{", shipped("nginx.conf")),
         *re.findall(r"path_reg (\^\S+)", shipped("haproxy.cfg")),
         *re.findall(r"path_regexp (\^\S+)", shipped("Caddyfile")),
-    }
-    assert len(patterns) == 1, "all three have the same"
-    pattern = patterns.pop()
+        *re.findall(r"RewriteRule (\^\S+)", shipped("apache.conf")),
+        *re.findall(r"PathRegexp\(`(\S+)`\)", shipped("traefik-routes.yaml")),
+        # Envoy looks at the whole path, Varnish at the query too.
+        *(f"^{path}$" for path in re.findall(r'safe_regex: \{regex: "(\S+)"', shipped("envoy.yaml"))),
+        *(
+            path.replace("/?]", "/]") + "$"
+            for path in re.findall(r'req\.url ~ "(\S+)\(\\\?\|\$\)"', shipped("varnish.vcl"))
+        ),
+    ]
+    assert len(patterns) == 7
+    assert len(set(patterns)) == 1, "all have the same"
+    pattern = patterns[0]
 
     described = json.loads((TOP / "replay/http/openapi.json").read_text())["paths"]
     streams = {
