@@ -80,8 +80,8 @@ sub vcl_backend_fetch {
 }
 
 sub vcl_backend_error {
-    # Another node for a GET. What changes something may have been seen by the node, and is never sent again.
-    if (bereq.method == "GET" && bereq.retries == 0) {
+    # Another node for a GET that starts nothing. Everything else may have been seen by the node, and is never sent again.
+    if (bereq.method == "GET" && bereq.url !~ "^/v1/completions/stream" && bereq.retries == 0) {
         set bereq.backend = nodes.backend();
         return (retry);
     }

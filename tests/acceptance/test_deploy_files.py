@@ -503,6 +503,7 @@ def test_every_proxy_knows_every_path_that_an_event_source_follows() -> None:
         *re.findall(r"path_reg (\^\S+)", shipped("haproxy.cfg")),
         *re.findall(r"path_regexp (\^\S+)", shipped("Caddyfile")),
         *re.findall(r"RewriteRule (\^\S+)", shipped("apache.conf")),
+        *re.findall(r"REQUEST_URI\} =~ m#(\S+)#", shipped("apache.conf")),
         *re.findall(r"PathRegexp\(`(\S+)`\)", shipped("traefik-routes.yaml")),
         # Envoy looks at the whole path, Varnish at the query too.
         *(f"^{path}$" for path in re.findall(r'safe_regex: \{regex: "(\S+)"', shipped("envoy.yaml"))),
@@ -511,7 +512,7 @@ def test_every_proxy_knows_every_path_that_an_event_source_follows() -> None:
             for path in re.findall(r'req\.url ~ "(\S+)\(\\\?\|\$\)"', shipped("varnish.vcl"))
         ),
     ]
-    assert len(patterns) == 7
+    assert len(patterns) == 8
     assert len(set(patterns)) == 1, "all have the same"
     pattern = patterns[0]
 

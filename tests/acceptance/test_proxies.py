@@ -456,6 +456,21 @@ async def test_a_post_that_a_node_may_have_seen_is_not_sent_again(
         assert first.requests + second.requests == [f"POST {path}"]
 
 
+@pytest.mark.parametrize("accept", ["text/event-stream", "*/*"])
+@every_proxy
+async def test_a_get_that_starts_a_generation_is_not_sent_again(
+    name: str, accept: str, start_proxy: StartProxy
+) -> None:
+    async with Stub(b"") as first, Stub(b"") as second:
+        proxy = await start_proxy(name, first, second)
+
+        answer = await request("GET", proxy.api.at("/v1/completions/stream"), headers={"Accept": accept})
+
+        assert first.requests + second.requests == ["GET /v1/completions/stream"]
+        # An EventSource asks again by itself.
+        assert (answer.status == 200) == (accept == "text/event-stream")
+
+
 @pytest.mark.parametrize("name", which(SLOW, able("asks_again")))
 async def test_a_get_that_one_node_drops_is_asked_of_the_other(name: str, start_proxy: StartProxy) -> None:
     async with Stub(b"") as silent, Stub(plain("200 OK", b'{"id":"gen_1"}')) as node:
