@@ -63,7 +63,7 @@ clients: dev programs
 	tests/clients/python/.python/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r tests/clients/python/requirements.txt
 	npm ci --prefix tests/clients/npm --no-audit --no-fund --loglevel=error
-	$(BIN)/pytest -n 2 -m clients
+	$(BIN)/pytest -n 2 --dist loadgroup -m clients
 
 bench: dev programs
 	$(BIN)/python -m tests.benchmarks
@@ -79,7 +79,7 @@ lock: dev
 	$(UV_LOCK) --upgrade --extra dev --output-file deploy/requirements-dev.lock
 
 clean:
-	rm -rf tests/acceptance/.proxies
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/acceptance/node_modules \
-		tests/acceptance/.litellm tests/benchmarks/peers/.python tests/benchmarks/peers/node_modules \
-		tests/clients/python/.python tests/clients/npm/node_modules
+		tests/acceptance/.litellm tests/acceptance/.proxies tests/benchmarks/peers/.python tests/benchmarks/peers/node_modules \
+		tests/clients/python/.python tests/clients/npm/node_modules tests/clients/go/clients tests/clients/rust/target \
+		tests/clients/java/target tests/clients/java/*/target

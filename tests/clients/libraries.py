@@ -34,6 +34,9 @@ class Language:
 
 PYTHON = Language("python", (".python/bin/python", "clients.py"))
 NPM = Language("npm", ("node", "clients.mjs"))
+GO = Language("go", ("./clients",), tool="go", build=("go", "build", "-o", "clients", "."))
+RUST = Language("rust", ("target/debug/clients",), tool="cargo", build=("cargo", "build", "--locked", "--quiet"))
+JAVA = Language("java", ("sh", "run.sh"), tool="mvn", build=("mvn", "-B", "-q", "compile"))
 
 LIBRARIES: dict[Language, tuple[str, ...]] = {
     PYTHON: (
@@ -62,4 +65,7 @@ LIBRARIES: dict[Language, tuple[str, ...]] = {
         "reconnecting-eventsource",
         "event-source-plus",
     ),
+    GO: ("r3labs/sse", "tmaxmax/go-sse", "launchdarkly/eventsource", "donovanhide/eventsource"),
+    RUST: ("reqwest-eventsource", "eventsource-client", "eventsource-stream", "reqwest-sse", "sseer"),
+    JAVA: ("okhttp-sse", "okhttp-eventsource", "jersey", "cxf", "resteasy", "webclient"),
 }

@@ -44,6 +44,7 @@ class Program:
         """Wait until it has shown so much of the log."""
 
         async def shown() -> int:
+            assert not self._reading.done(), "it has ended"
             return len(self.log)
 
         await eventually(f"{count} events", shown, lambda have: have >= count, PATIENCE_S)
@@ -98,7 +99,11 @@ def built() -> set[Language]:
 @pytest.mark.parametrize(
     ("language", "library"),
     [
-        pytest.param(language, library, id=f"{language.name}: {library}")
+        pytest.param(
+            *(language, library),
+            id=f"{language.name}: {library}",
+            marks=pytest.mark.xdist_group(language.name),  # which is built once
+        )
         for language, libraries in LIBRARIES.items()
         for library in libraries
     ],
