@@ -224,5 +224,9 @@ def assembled(feed: Feed) -> dict[str, Any]:
     if whole is not None:
         return whole
     return completion_of(
-        feed.transcript(len(log)), generation_id=feed.generation_id, model=start.model, created=log.times[0] // 1000
+        feed.transcript(len(log)),
+        legacy=start.api == Api.COMPLETIONS,
+        generation_id=feed.generation_id,
+        model=start.model,
+        created=log.times[0] // 1000,
     )

@@ -13,8 +13,8 @@ from replay.http.negotiation import generation_id_of
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.model.generation import Status
+from replay.model.growth import REASONING_NAMES
 from replay.wire import json
-from replay.wire.completions import whole_message
 from replay.wire.events import decode_end
 
 _JSON = "application/json"
@@ -73,7 +73,7 @@ def transcript_of(feed: Feed, stop: int) -> dict[str, Any]:
         "model": start.model,
         "created": log.times[0] / 1000,
         "text": folded.text,
-        "message": whole_message(folded.message),
+        "message": folded.message,
         "finish_reason": folded.finish_reason,
         "usage": folded.usage,
         "last_event_id": str(log.event_id(stop - 1)),
@@ -108,7 +108,7 @@ def _as_markdown(document: dict[str, Any]) -> str:
     """The answer, which usually is Markdown, with what else was said and with how it ended if it broke."""
     message = document["message"]
     parts = []
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    reasoning = next((message[name] for name in REASONING_NAMES if message.get(name)), None)
     if isinstance(reasoning, str):
         parts.append("\n".join(f"> {line}" for line in reasoning.split("\n")))
     parts += [text for text in (document["text"], message.get("refusal")) if text and isinstance(text, str)]

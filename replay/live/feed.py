@@ -19,7 +19,8 @@ from replay.model.event import FROM_START, Event, EventId, Kind
 from replay.model.generation import Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
-from replay.wire.events import Face, Recording, decode_end, fold
+from replay.wire.events import Face, Recording, decode_end
+from replay.wire.folding import Folding
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Feed:
         "_behind",
         "_changed",
         "_expecting",
-        "_folded",
+        "_folding",
         "_live",
         "_over",
         "_segments",
@@ -88,7 +89,7 @@ class Feed:
         self._over: asyncio.Event | None = None  # where somebody waits for the end
         self._awaiting_end = 0  # who does
         self._watching = 0  # requests that wait for the whole answer
-        self._folded: tuple[int, Transcript] | None = None  # how many events are in it
+        self._folding: Folding | None = None
 
     @property
     def in_use(self) -> bool:
@@ -155,7 +156,7 @@ class Feed:
     def rest(self) -> None:
         """Let go of what is made of the log when it is asked for; nobody uses it for now."""
         self.recording = Recording(self.log)
-        self._folded = None
+        self._folding = None
         self._live, self._behind = {}, set()  # which never shrink
 
     @property
@@ -299,12 +300,10 @@ class Feed:
 
     def transcript(self, stop: int) -> Transcript:
         """The transcript of the events before ``stop``; what was folded once is not folded again."""
-        folded, transcript = self._folded or (0, Transcript())
-        if folded > stop:
-            folded, transcript = 0, Transcript()
-        fold(self.recording, stop, start=folded, onto=transcript)
-        self._folded = (stop, transcript)
-        return transcript
+        if self._folding is None or self._folding.stop > stop:
+            self._folding = Folding()
+        self._folding.go_on(self.recording, stop)
+        return self._folding.transcript
 
     def _wake(self) -> None:
         if self._over is not None and (self.log.complete or self.invalid):

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-from replay.model.event import FILLED, FORMS, PIECES, WHOLES, Entry, Event, Kind
+from replay.model.event import FILLED, FORMS, PIECES, Entry, Event, Kind
 from replay.model.generation import End, Start, Status
 from replay.model.log import Log
-from replay.model.transcript import Transcript
 from replay.wire import json, sse
 from replay.wire.forms import Form, Growth, form_of, text_of
-from replay.wire.openai import Shape, chunk_of, further_fields, is_plain, template_of, visible_text, whole_chunk
+from replay.wire.openai import Shape, chunk_of, further_fields, is_plain, template_of, visible_text
 from replay.wire.responses import as_chunk, is_response_event
 
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
@@ -263,44 +262,3 @@ class Face:
 SSE = Face("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, retry=True)
 # Blank before a line of JSON: no reader of lines ever sees an empty line.
 NDJSON = Face("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False, block_end=b"\n")
-
-
-def fold(
-    recording: Recording, stop: int | None = None, *, start: int = 0, onto: Transcript | None = None
-) -> Transcript:
-    """The transcript of a log's events before ``stop``; ``onto`` is that of the events before ``start``, and grows.
-
-    A run of entries that are text alone is folded as one chunk, which costs one parse for all.
-    """
-    log = recording.log
-    transcript = Transcript() if onto is None else onto
-    stop = len(log) if stop is None else stop
-    run: list[bytes] = []
-
-    def close_run(seq: int) -> None:
-        template = recording.template(seq) if run else None
-        if template is not None:
-            _add(transcript, template.chunk(b"".join(run)))
-            run.clear()
-
-    for seq, entry in enumerate(log.entries[start:stop], start):
-        if entry[0] in _TEXT_ALONE:
-            run.append(entry[1:])
-            continue
-        close_run(seq - 1)
-        if entry[0] in WHOLES:
-            _add(transcript, whole_chunk(entry))
-        elif entry[0] in FILLED:
-            # Of what grows only the last is kept: to read it with each entry would take quadratic time.
-            more = seq + 1 < stop and log.entries[seq + 1][0] in FILLED
-            _add(transcript, chunk_of(entry, recording.outline(seq) if more else recording.template(seq)))
-    close_run(stop - 1)
-    return transcript
-
-
-def _add(transcript: Transcript, raw: bytes) -> None:
-    chunk = json.loads(raw)
-    if is_response_event(chunk):
-        chunk = as_chunk(chunk)
-    if chunk is not None:
-        transcript.add(chunk)

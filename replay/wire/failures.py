@@ -11,6 +11,7 @@ from typing import Any
 
 from replay.errors import UpstreamError
 from replay.wire import json
+from replay.wire.chat import numbered
 
 _LONGEST_MESSAGE = 2000  # an upstream's error may be a whole page of HTML
 _WORDS = ("message", "detail", "msg", "error_msg", "errmsg", "error_message", "status_msg", "title")
@@ -57,7 +58,7 @@ def error_in(chunk: dict[str, Any], event: bytes = b"") -> Any:
     if isinstance(envelope, dict) and not _is_success(envelope.get("status_code")):
         return envelope
     choices = chunk.get("choices") or ()
-    for choice in choices:
+    for _, choice in numbered(choices):
         if choice.get("error"):
             return choice["error"]
     if choices or chunk.get("usage") or not _sounds_like_one(chunk):

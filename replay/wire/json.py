@@ -21,6 +21,7 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|([,\[{])', re.DOTAL
 # What orjson would read as another number: more than 64 bits, or beyond a double.
 _DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
 _LONG, _EXPONENT = b"0" * 19, b"e000"
+_LONGEST_INTEGER = 4300  # digits; Python reads no longer ones
 
 
 def loads(raw: bytes) -> Any:
@@ -39,6 +40,31 @@ def dumps(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def mended(raw: bytes) -> bytes:
+    """What is not JSON, but would be without numbers that it does not know, with null for those; else as it is.
+
+    These are `NaN` and `Infinity`, which Python writes, and numbers that no reader could hold.
+    """
+    try:
+        value = json.loads(raw.decode(), parse_constant=_null, parse_float=_float_or_null, parse_int=_int_or_null)
+        return dumps(value)
+    except (ValueError, RecursionError):
+        return raw
+
+
+def _null(constant: str) -> None:
+    return None
+
+
+def _float_or_null(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _int_or_null(text: str) -> int | None:
+    return int(text) if len(text) < _LONGEST_INTEGER else None
 
 
 def _has_long_number(raw: bytes) -> bool:

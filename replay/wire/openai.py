@@ -26,7 +26,9 @@ from typing import Any, ClassVar, Protocol
 from replay.model.event import FORMS, WHOLES, Entry
 from replay.model.transcript import GROWING
 from replay.wire import json
-from replay.wire.responses import as_chunk, is_response_event
+from replay.wire.chat import as_index, says_all, strings_in_parts, text_in
+from replay.wire.reading import Reader
+from replay.wire.responses import is_response_event
 
 # What all chunks of a stream share, or, as obfuscation, means nothing.
 ENVELOPE = frozenset(
@@ -37,7 +39,7 @@ ENVELOPE = frozenset(
 LITERAL = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
 _STRING_OF = {
     key: re.compile(rb'"%b"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*+)"' % key.encode())
-    for key in (*GROWING, "text", "arguments", "delta")
+    for key in (*GROWING, "text", "thinking", "arguments", "delta")
 }
 _PROBE = secrets.token_hex(16).encode()  # stands for a template's string where JSON is made of it
 
@@ -101,13 +103,12 @@ def template_of(raw: bytes, chunk: dict[str, Any] | None = None) -> Template | N
         return _delta_template(raw, chunk)
     if not may_repeat(chunk) or chunk.get("usage"):
         return None
-    choice = chunk["choices"][0]
     strings = list(growing_strings(chunk))
     found = [string for string in strings if string[1]] or strings
     if len(found) != 1:
         return None
     key, _, shown = found[0]
-    visible = shown and choice.get("index", 0) == 0
+    visible = shown and as_index(chunk["choices"][0].get("index")) in (None, 0)
     return _around(key, raw, visible=visible, plain=visible and is_plain(chunk))
 
 
@@ -116,9 +117,36 @@ def may_repeat(chunk: dict[str, Any]) -> bool:
     if is_response_event(chunk):
         return str(chunk["type"]).endswith(".delta")
     choices = chunk.get("choices")
-    if chunk.get("error") or not isinstance(choices, list) or len(choices) != 1:
+    if chunk.get("error") or not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         return False
-    return not choices[0].get("finish_reason") and choices[0].get("logprobs") is None
+    (choice,) = choices
+    return not says_all(choice) and not choice.get("finish_reason") and choice.get("logprobs") is None
+
+
+def may_be_joined(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk with the strings of several joined says what each of them says in turn.
+
+    It does not where something else grows beside the string, or where each has a call of its own.
+    """
+    if is_response_event(chunk):
+        return True
+    delta = chunk["choices"][0].get("delta")
+    if not isinstance(delta, dict):
+        return True
+    return all(
+        not isinstance(value, list | dict)
+        or not value
+        or (key == "content" and any(strings_in_parts(value)))
+        or (key == "tool_calls" and all(map(_names_its_call, value)))
+        or key == "function_call"
+        for key, value in delta.items()
+    )
+
+
+def _names_its_call(fragment: Any) -> bool:
+    """Whether fragments like this one are all of one call."""
+    function = fragment.get("function") if isinstance(fragment, dict) else None
+    return isinstance(function, dict) and bool(fragment.get("id") or not function.get("name"))
 
 
 def _delta_template(raw: bytes, event: dict[str, Any]) -> Template | None:
@@ -145,13 +173,16 @@ def growing_strings(chunk: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
         return
     choice = chunk["choices"][0]
     delta = choice.get("delta")
+    if not delta and isinstance(choice.get("text"), str):
+        yield "text", choice["text"], True
+    if isinstance(delta, str) and delta:
+        yield "delta", delta, True
     if not isinstance(delta, dict):
-        if isinstance(choice.get("text"), str):
-            yield "text", choice["text"], True
         return
     for key in GROWING:
         if isinstance(delta.get(key), str):
             yield key, delta[key], key == "content"
+    yield from strings_in_parts(delta.get("content"))
     calls = delta.get("tool_calls")
     # Without its index a fragment does not say which call grows.
     if isinstance(calls, list) and len(calls) == 1 and isinstance(calls[0], dict) and "index" in calls[0]:
@@ -161,15 +192,8 @@ def growing_strings(chunk: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
 
 
 def visible_text(chunk: dict[str, Any]) -> str:
-    """The text of choice 0 that a reader of the answer sees; empty where there is none."""
-    if is_response_event(chunk):
-        chunk = as_chunk(chunk) or {}
-    for choice in chunk.get("choices") or ():
-        if choice.get("index", 0) == 0:
-            delta = choice.get("delta")
-            text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-            return text if isinstance(text, str) else ""
-    return ""
+    """The text of choice 0 that a reader of the answer sees in a chunk by itself; empty where there is none."""
+    return text_in(chunk if not is_response_event(chunk) else Reader().read(chunk) or {})
 
 
 def further_fields(chunk: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +204,7 @@ def further_fields(chunk: dict[str, Any]) -> dict[str, Any]:
 def is_plain(chunk: dict[str, Any]) -> bool:
     """Whether a chunk with visible text carries nothing beside it."""
     if is_response_event(chunk):
-        return not chunk.get("logprobs")
+        return str(chunk["type"]).endswith(".delta") and not chunk.get("logprobs")
     choices = chunk["choices"]
     if len(choices) != 1 or any(value is not None for value in further_fields(chunk).values()):
         return False
@@ -188,7 +212,7 @@ def is_plain(chunk: dict[str, Any]) -> bool:
     delta = choice.get("delta")
     if isinstance(delta, dict):
         beside = [value for key, value in choice.items() if key not in ("index", "delta")]
-        beside += [value for key, value in delta.items() if key != "content"]
+        beside += [value for key, value in delta.items() if key != "content" or not isinstance(value, str)]
     else:
         beside = [value for key, value in choice.items() if key not in ("index", "text")]
     return all(value is None for value in beside)

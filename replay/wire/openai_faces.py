@@ -15,6 +15,7 @@ from typing import Any
 from replay.model.event import FILLED, PIECES, Entry, EventId, Kind
 from replay.model.generation import End, Status
 from replay.wire import json, sse
+from replay.wire.chat import numbered
 from replay.wire.events import Face, Recording, decode_end, no_notice
 from replay.wire.forms import text_of
 from replay.wire.openai import Shape, further_fields, visible_text, whole_chunk, with_id
@@ -54,13 +55,14 @@ def _is_usage(raw: bytes) -> bool:
     if b'"usage"' not in raw:
         return False
     chunk = json.loads(raw)
-    if not isinstance(chunk.get("usage"), dict) or any(map(_says_something, chunk.get("choices") or ())):
+    says_something = any(_says_something(choice) for _, choice in numbered(chunk.get("choices")))
+    if not isinstance(chunk.get("usage"), dict) or says_something:
         return False
     return not any(value for key, value in further_fields(chunk).items() if key not in _COUNTS)
 
 
 def _says_something(choice: dict[str, Any]) -> bool:
-    return any(choice.get(key) for key in ("delta", "text", "finish_reason", "logprobs"))
+    return any(choice.get(key) for key in ("delta", "message", "text", "finish_reason", "logprobs"))
 
 
 def _with_ids(recording: Recording, start: int, stop: int) -> bytes:

@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
-from replay.model.event import Entry
+from replay.model.event import TOKENS, Entry
 from replay.redaction import NO_SECRETS, Redaction
 from replay.wire import json
+from replay.wire.chat import as_index, numbered, text_in
 from replay.wire.failures import error_in, error_in_words, is_failure, reason_error, upstream_error
 from replay.wire.filling import Filler, Forms
 from replay.wire.noise import is_end_mark, is_heartbeat, is_heartbeat_object, unwrapped
-from replay.wire.openai import Template, template_of, visible_text
+from replay.wire.openai import Template, may_be_joined, template_of
+from replay.wire.reading import Reader
 from replay.wire.response_outcome import error_of
-from replay.wire.responses import as_chunk, is_response_event
+from replay.wire.responses import is_response_event
 from replay.wire.sse import Message
 
 _LONGEST_WORDS = 200  # characters
@@ -40,8 +42,10 @@ class Recorder:
         "_finished",
         "_forms",
         "_protocol",
+        "_reader",
         "_redaction",
         "_responses",
+        "_spoken",
         "_started",
         "_template",
         "chunks",
@@ -55,10 +59,12 @@ class Recorder:
         self._redaction = redaction
         self._template: Template | Filler | None = None
         self._forms = Forms(redaction)
+        self._reader = Reader()
         self._counted: bytes | dict[str, Any] | None = None  # the last usage, or the chunk that has it
         self._started: set[int] = set()
         self._finished: dict[int, str] = {}
         self._failed: str | None = None  # the first finish reason that means a failure
+        self._spoken = False  # text was told that the reader did not see
         self._protocol = False  # a chunk had choices, if only none of them
         self.chunks = 0
         self.error: UpstreamError | None = None
@@ -72,6 +78,7 @@ class Recorder:
             entry = self._template.entry(raw)
             if entry is not None:
                 self.chunks += 1
+                self._spoken = self._spoken or entry[0] in TOKENS
                 if self._template.counts:
                     self._counted = raw
                 return entry
@@ -108,7 +115,7 @@ class Recorder:
             self._pass_over(raw)
             return None
         self._judge(chunk)
-        return self._keep_whole(raw, chunk)
+        return self._keep_whole(raw, chunk, self._reader.read(chunk, spoken=self._spoken))
 
     def _pass_over(self, raw: bytes) -> None:
         self.noise = self.noise or raw.strip() or b"empty data"
@@ -116,8 +123,9 @@ class Recorder:
     def _parsed(self, raw: bytes) -> tuple[bytes, dict[str, Any]]:
         """A chunk, without what an upstream that tells of an error may repeat of the call; raises UpstreamInvalid."""
         if not self._redaction.hits(raw):
-            return raw, parse_chunk(raw)
-        public = self._redaction.value(parse_chunk(self._redaction.text(raw.decode(errors="replace")).encode()))
+            return _read_chunk(raw)
+        _, chunk = _read_chunk(self._redaction.text(raw.decode(errors="replace")).encode())
+        public = self._redaction.value(chunk)
         return json.dumps(public), public
 
     def _record_response_event(self, raw: bytes, event: dict[str, Any]) -> bytes:
@@ -126,24 +134,25 @@ class Recorder:
         if error is not None:
             self.error = upstream_error(error)
         self.done = event["type"] in ("response.completed", "response.incomplete")
-        self._judge(as_chunk(event) or {})
-        return self._keep_whole(raw, event)
+        said = self._reader.read(event)
+        self._judge(said or {})
+        return self._keep_whole(raw, event, said)
 
-    def _keep_whole(self, raw: bytes, chunk: dict[str, Any]) -> bytes:
+    def _keep_whole(self, raw: bytes, chunk: dict[str, Any], said: dict[str, Any] | None) -> bytes:
         raw = raw.replace(b"\n", b" ")  # between data lines; inside a JSON string there is none
         self.chunks += 1
-        visible = bool(visible_text(chunk))
+        visible = said is not None and bool(text_in(said))
         form = self._forms.form(raw, chunk, self.chunks)
         if form is None:
-            self._template = template_of(raw, chunk)
+            template = template_of(raw, chunk)
+            self._template = template if template is not None and may_be_joined(chunk) else None
             return (Entry.WHOLE_TOKEN if visible else Entry.WHOLE_DELTA) + raw
         payload, self._template = form
         return (Entry.FORM_TOKEN if visible else Entry.FORM_DELTA) + payload
 
     def _judge(self, chunk: dict[str, Any]) -> None:
         self._protocol = self._protocol or "choices" in chunk
-        for choice in chunk.get("choices") or ():
-            index = choice.get("index", 0)
+        for index, choice in numbered(chunk.get("choices")):
             self._started.add(index)
             if choice.get("finish_reason"):  # some servers send "" until there is one
                 self._finished[index] = _reason(choice)
@@ -218,10 +227,19 @@ def _without_number(raw: bytes) -> bytes:
     if b'"sequence_number"' not in raw:
         return raw
     try:
-        event = parse_chunk(raw)
+        raw, event = _read_chunk(raw)
     except UpstreamInvalid:
         return raw  # whoever records it says so
     return raw if event.pop("sequence_number", None) is None else json.dumps(event)
+
+
+def _read_chunk(raw: bytes) -> tuple[bytes, dict[str, Any]]:
+    """One chunk, and as what it is kept: without numbers that JSON does not know; raises UpstreamInvalid."""
+    try:
+        return raw, parse_chunk(raw)
+    except UpstreamInvalid:
+        mended = json.mended(raw)
+        return mended, parse_chunk(mended)
 
 
 def parse_chunk(raw: bytes) -> dict[str, Any]:
@@ -237,12 +255,12 @@ def parse_chunk(raw: bytes) -> dict[str, Any]:
     choices = chunk.get("choices")
     if choices is None:
         return chunk
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+    if not isinstance(choices, list) or not all(isinstance(choice, dict | None) for choice in choices):
         raise _no_chunk("expected choices as a list of objects", raw)
-    for choice in choices:
-        if not isinstance(choice.get("index", 0), int):
+    for choice in filter(None, choices):
+        if choice.get("index") is not None and as_index(choice["index"]) is None:
             raise _no_chunk("expected an integer as a choice's index", raw)
-        if not isinstance(choice.get("delta"), dict | None):
+        if not isinstance(choice.get("delta"), dict | str | None):
             raise _no_chunk("expected an object as delta", raw)
     return chunk
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from replay.model.transcript import grown
+from replay.model.growth import REASONING_NAMES, Pieces
 
 Object = dict[str, Any]
 Names = Mapping[str, Sequence[str]]  # of tools: by the name in the chat, the namespace and the name there
@@ -53,6 +53,25 @@ def objects_in(value: Any) -> list[Object]:
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
+def count(holder: Object, key: str) -> int:
+    """A number in what may hold anything; 0 where it holds none of that name."""
+    return holder[key] if isinstance(holder.get(key), int) else 0
+
+
+def usage_of(usage: Object) -> Object:
+    """What a chat completion's usage is in the words of the Responses API."""
+    read, written = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+    read_details = object_in(usage.get("prompt_tokens_details"))
+    written_details = object_in(usage.get("completion_tokens_details"))
+    return {
+        "input_tokens": read,
+        "input_tokens_details": {key: count(read_details, key) for key in ("cached_tokens", "cache_write_tokens")},
+        "output_tokens": written,
+        "output_tokens_details": {"reasoning_tokens": count(written_details, "reasoning_tokens")},
+        "total_tokens": count(usage, "total_tokens") or read + written,
+    }
+
+
 _MOST_PARTS = 1000  # of an item; an upstream may number them as it likes
 
 
@@ -75,7 +94,8 @@ class Output:
         self._generation_id = generation_id
         self._names = names or {}
         self._items: list[_Item] = []
-        self._calls: list[tuple[Any, _Item]] = []  # each with its index in the chunks
+        self._calls: list[_Item] = []
+        self._call_ids: set[str] = set()
         self._speaking: _Item | None = None  # the reasoning or the message that grows
 
     @property
@@ -84,12 +104,12 @@ class Output:
         return [item.shown for item in self._items]
 
     def add(self, choice: Object) -> list[Object]:
-        """The events that a choice of a chat or legacy completion chunk makes."""
-        delta = choice["delta"] if isinstance(choice.get("delta"), dict) else {"content": choice.get("text")}
+        """The events that a choice of a plain chat chunk makes."""
+        delta = choice["delta"]
         events = []
         for kind, piece in _pieces(delta):
             events += self._say(kind, piece, _logprobs(choice) if kind is TEXT else [])
-        for fragment in objects_in(delta.get("tool_calls")):
+        for fragment in delta.get("tool_calls") or ():
             events += self._call(fragment)
         return events
 
@@ -115,31 +135,29 @@ class Output:
         return item.close("completed") if item else []
 
     def _call(self, fragment: Object) -> list[Object]:
-        index = fragment.get("index", len(self._calls))  # servers that send each call whole leave it out
-        call = next((call for other, call in self._calls if other == index), None)
         events = []
-        if call is None:
+        if fragment["index"] == len(self._calls):
             call = self._append_call(fragment)
-            self._calls.append((index, call))
+            self._calls.append(call)
             events = self._fall_silent() + call.open()
+        call = self._calls[fragment["index"]]
         written = object_in(fragment.get(call.kind.said))
         call.rename(written.get("name"))
         piece = written.get(call.kind.field)
-        return events + call.grow(call.kind, piece, []) if isinstance(piece, str) and piece else events
+        return events + call.grow(call.kind, piece, []) if piece else events
 
     def _append_call(self, fragment: Object) -> _Item:
-        is_custom = fragment.get("type") == "custom" or isinstance(fragment.get("custom"), dict)
-        kind = CUSTOM if is_custom else FUNCTION
+        kind = CUSTOM if CUSTOM.said in fragment else FUNCTION
         name = object_in(fragment.get(kind.said)).get("name")
         beside = {"call_id": self._call_id(fragment.get("id")), "name": name if isinstance(name, str) else ""}
         return self._append(kind, beside)
 
     def _call_id(self, given: Any) -> str:
         """The id a call came with, or one made for it: its output is found by it, so it must have its own."""
-        taken = any(call.beside["call_id"] == given for _, call in self._calls)
-        if isinstance(given, str) and given and not taken:
-            return given
-        return f"call_{self._generation_id}_{len(self._items)}"
+        is_own = isinstance(given, str) and given and given not in self._call_ids
+        call_id: str = given if is_own else f"call_{self._generation_id}_{len(self._items)}"
+        self._call_ids.add(call_id)
+        return call_id
 
     def _append(self, kind: Kind, beside: Object) -> _Item:
         item = _Item(kind, self._generation_id, len(self._items), beside, self._names)
@@ -149,8 +167,9 @@ class Output:
 
 def _pieces(delta: Object) -> Iterator[tuple[Kind, str]]:
     """The strings of a delta that grow. A server that renames its reasoning says the same under both names."""
-    reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-    for kind, piece in ((REASONING, reasoning), (TEXT, delta.get("content")), (REFUSAL, delta.get("refusal"))):
+    reasoning = next((delta[name] for name in REASONING_NAMES if delta.get(name)), None)
+    for kind, said in ((REASONING, reasoning), (TEXT, delta.get("content")), (REFUSAL, delta.get("refusal"))):
+        piece = "".join(part for part in said if isinstance(part, str)) if isinstance(said, list) else said
         if isinstance(piece, str) and piece:
             yield kind, piece
 
@@ -190,7 +209,7 @@ class _Item:
         item = {"id": self._id, "type": self.kind.item, **self.beside, "status": self._status}
         if self.kind.part:
             return item | {"content": [string.part for string in self._strings]}
-        return item | self._named | {self.kind.field: self._strings[0].whole}
+        return item | self._named | {self.kind.field: self._strings[0].part[self.kind.field]}
 
     @property
     def _named(self) -> Object:
@@ -204,7 +223,7 @@ class _Item:
     def rename(self, name: Any) -> None:
         """Take the name again, which some servers repeat with every fragment, or the next piece of it."""
         if isinstance(name, str) and name != self.beside["name"]:
-            self.beside["name"] = grown(self.beside["name"], name)
+            self.beside["name"] += name
 
     def open(self) -> list[Object]:
         return [self._event("added")]
@@ -241,37 +260,29 @@ class _Item:
 
 
 class _String:
-    """A string that grows; joined only when asked for, since a long answer comes in thousands of pieces."""
+    """A string that grows."""
 
     def __init__(self, kind: Kind, place: Object) -> None:
         self.kind = kind
         self._place = place
-        self._pieces: list[str] = []
+        self._pieces = Pieces()
         self._logprobs: list[Object] = []
 
     @property
-    def whole(self) -> str:
-        return "".join(self._pieces)
-
-    @property
     def part(self) -> Object:
-        part: Object = {"type": self.kind.part, self.kind.field: self.whole}
+        part: Object = {"type": self.kind.part, self.kind.field: self._pieces.shown}
         return part | {"annotations": [], "logprobs": [*self._logprobs]} if self.kind is TEXT else part
 
     def open(self) -> list[Object]:
         return [self._part_event("added")]
 
     def grow(self, piece: str, logprobs: list[Object]) -> Object:
-        last = self._pieces[-1] if self._pieces else ""
-        if "\ud800" <= last[-1:] <= "\udbff":  # half a character; this piece may begin with the other half
-            self._pieces[-1] = grown(last, piece)
-        else:
-            self._pieces.append(piece)
+        self._pieces.add(piece)
         self._logprobs += logprobs
         return self._event("delta", "delta", piece, logprobs)
 
     def close(self) -> list[Object]:
-        done = self._event("done", self.kind.field, self.whole, [*self._logprobs])
+        done = self._event("done", self.kind.field, self._pieces.shown, [*self._logprobs])
         return [done, self._part_event("done")] if self.kind.part else [done]
 
     def _event(self, what: str, field: str, string: str, logprobs: list[Object]) -> Object:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from replay.wire.chat import ChatReader
 from replay.wire.repeated import repeated
 from replay.wire.response_outcome import LAST, outcome_of
 from replay.wire.response_output import (
@@ -26,16 +27,19 @@ from replay.wire.response_output import (
     Names,
     Object,
     Output,
+    count,
     object_in,
     objects_in,
+    usage_of,
     with_said,
 )
 
 _V = TypeVar("_V")
 
-_CALLS = {kind.item: kind for kind in (FUNCTION, CUSTOM)}
+CALLS = {kind.item: kind for kind in (FUNCTION, CUSTOM)}
 _SAID = {f"{kind.event}.delta": kind for kind in (TEXT, REFUSAL, REASONING, FUNCTION, CUSTOM)}
-_DELTAS = _SAID | {"response.reasoning_summary_text.delta": REASONING}
+DONE = {f"{kind.event}.done": kind for kind in _SAID.values()}
+DELTAS = _SAID | {"response.reasoning_summary_text.delta": REASONING}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # by the finish reason
 
 _OURS = ("background", "metadata", "previous_response_id", "store")  # which this service sees to, not an upstream
@@ -63,7 +67,9 @@ def as_chunk(event: Object) -> Object | None:
         return _last_chunk(event)
     if event.get("type") == "response.output_item.added":
         return _call_chunk(event)
-    kind, piece = _found(_DELTAS, event.get("type")), event.get("delta")
+    if event.get("type") == "response.output_text.annotation.added":
+        return _chunk({"annotations": [event["annotation"]]}) if isinstance(event.get("annotation"), dict) else None
+    kind, piece = _found(DELTAS, event.get("type")), event.get("delta")
     if kind is None or not isinstance(piece, str):
         return None
     if kind.part:
@@ -73,7 +79,7 @@ def as_chunk(event: Object) -> Object | None:
 
 def _call_chunk(event: Object) -> Object | None:
     item = object_in(event.get("item"))
-    kind = _found(_CALLS, item.get("type"))
+    kind = _found(CALLS, item.get("type"))
     if kind is None:
         return None
     call = {"name": item.get("name"), kind.field: ""}
@@ -97,7 +103,7 @@ def _finish_reason(event: Object, response: Object) -> str | None:
     if outcome == "incomplete":
         filtered = object_in(response.get("incomplete_details")).get("reason") == "content_filter"
         return "content_filter" if filtered else "length"
-    called = any(_found(_CALLS, item.get("type")) for item in objects_in(response.get("output")))
+    called = any(_found(CALLS, item.get("type")) for item in objects_in(response.get("output")))
     return "tool_calls" if called else "stop"
 
 
@@ -105,11 +111,15 @@ def _chunk(delta: Object, **beside: Any) -> Object:
     return {"choices": [{"index": 0, "delta": delta, **beside}]}
 
 
-def _whose(event: Object) -> int | str | None:
-    """The item an event is about: its place in the output, or an id, with servers that leave the place out."""
+def names_of(event: Object) -> list[int | str]:
+    """What the item is called that an event is about: by its place in the output, which some leave out, and by ids."""
     item = object_in(event.get("item"))
     names = (event.get("output_index"), event.get("item_id"), item.get("id"), item.get("call_id"))
-    return next((name for name in names if isinstance(name, int | str)), None)
+    return [name for name in names if isinstance(name, int | str)]
+
+
+def _whose(event: Object) -> int | str | None:
+    return next(iter(names_of(event)), None)
 
 
 # Events of a log.
@@ -199,8 +209,8 @@ def _failure(response: Object) -> list[Object]:
     return [{"type": "response.failed", "response": response}] if response["status"] == "failed" else []
 
 
-def _stopped(item: Object) -> Object:
-    return item | {"status": "incomplete"} if item.get("status") == "in_progress" else item
+def _ended(item: Object, status: str) -> Object:
+    return item | {"status": status} if item.get("status") == "in_progress" else item
 
 
 class _FromEvents:
@@ -209,7 +219,7 @@ class _FromEvents:
     def __init__(self, queued: Object, ours: Object) -> None:
         self._response = queued | {"status": "in_progress"}
         self._ours = ours
-        self._items: dict[int | str | None, Object] = {}
+        self._items: dict[int | str | None, Object] = {}  # in any order; those that have a place, by it
         self._said: dict[tuple[int | str | None, int, Kind], list[str]] = {}  # in items that are not done
         self._last: str | None = None  # the event that ended it
 
@@ -222,7 +232,8 @@ class _FromEvents:
         for (whose, place, kind), pieces in self._said.items():
             if whose in items:
                 items[whose] = with_said(items[whose], place, kind, "".join(pieces))
-        return list(items.values())
+        in_order = sorted(items, key=lambda whose: whose if isinstance(whose, int) else len(items))
+        return [items[whose] for whose in in_order]
 
     def add(self, event: Object) -> list[Object]:
         if not _is_event(event):
@@ -233,27 +244,43 @@ class _FromEvents:
         self._keep(event)
         if event["type"] in LAST:
             self._response["status"] = outcome_of(event)
+            event = self._with_output(event)
         if event["type"] in (*LAST, "error"):
             self._last = event["type"]
         return [event]
 
+    def _with_output(self, event: Object) -> Object:
+        """The last event with the items that were told, where a server has left them out there."""
+        status = "completed" if self._response["status"] == "completed" else "incomplete"
+        self._items = {whose: _ended(item, status) for whose, item in self._items.items()}
+        response = object_in(event.get("response"))
+        is_told = self._response["status"] == "failed" or objects_in(response.get("output"))
+        if not response or is_told or not self._items:
+            return event
+        return event | {"response": response | {"output": self._output()}}
+
     def _keep(self, event: Object) -> None:
         """Note what an event says of an item."""
-        whose, place = _whose(event), _count(event, "content_index")
+        whose, place = _whose(event), count(event, "content_index")
         if event["type"] in ("response.output_item.added", "response.output_item.done"):
             self._items[whose] = object_in(event.get("item"))
             self._said = {key: pieces for key, pieces in self._said.items() if key[0] != whose}
         kind = _found(_SAID, event["type"])
         if kind is not None and isinstance(event.get("delta"), str):
             self._said.setdefault((whose, place, kind), []).append(event["delta"])
+        kind = _found(DONE, event["type"])
+        if kind is not None and isinstance(event.get(kind.field), str):
+            self._said[whose, place, kind] = [event[kind.field]]
 
     def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
         outcome = _outcome(status, error, ended_at)
         if self._last in LAST:
             self._response["error"] = self._response["error"] or outcome.get("error")  # it may stand beside it
+            if self._response["status"] == "completed" and not self._response["completed_at"]:
+                self._response["completed_at"] = ended_at
             return []
         self._response |= outcome
-        self._items = {whose: _stopped(item) for whose, item in self._items.items()}
+        self._items = {whose: _ended(item, "incomplete") for whose, item in self._items.items()}
         return [] if self._last else _failure(self.response)
 
 
@@ -263,6 +290,7 @@ class _FromChunks:
     def __init__(self, queued: Object, names: Names | None) -> None:
         self._response = {**queued}
         self._output = Output(queued["id"], names)
+        self._reader = ChatReader()
         self._finish_reason: Any = None
 
     @property
@@ -274,9 +302,9 @@ class _FromChunks:
             self._response["model"] = chunk["model"]
         events = self._begin()
         if isinstance(chunk.get("usage"), dict):
-            self._response["usage"] = _usage(chunk["usage"])
-        for choice in objects_in(chunk.get("choices")):
-            if choice.get("index", 0) == 0:
+            self._response["usage"] = usage_of(chunk["usage"])
+        for choice in self._reader.read(chunk)["choices"]:
+            if choice["index"] == 0:
                 self._finish_reason = choice.get("finish_reason") or self._finish_reason
                 events += self._output.add(choice)
         return events
@@ -304,21 +332,3 @@ class _FromChunks:
             events = self._output.close("incomplete")
             self._response |= {"status": "incomplete", "incomplete_details": {"reason": reason}}
         return [*events, {"type": f"response.{self._response['status']}", "response": self.response}]
-
-
-def _usage(usage: Object) -> Object:
-    """What a chat completion's usage is in the words of the Responses API."""
-    read, written = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    read_details = object_in(usage.get("prompt_tokens_details"))
-    written_details = object_in(usage.get("completion_tokens_details"))
-    return {
-        "input_tokens": read,
-        "input_tokens_details": {key: _count(read_details, key) for key in ("cached_tokens", "cache_write_tokens")},
-        "output_tokens": written,
-        "output_tokens_details": {"reasoning_tokens": _count(written_details, "reasoning_tokens")},
-        "total_tokens": _count(usage, "total_tokens") or read + written,
-    }
-
-
-def _count(holder: Object, key: str) -> int:
-    return holder[key] if isinstance(holder.get(key), int) else 0

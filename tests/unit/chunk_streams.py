@@ -59,7 +59,8 @@ def visible(chunk: dict[str, Any]) -> str:
     for choice in chunk.get("choices") or []:
         if choice.get("index", 0) == 0:
             said = choice["delta"].get("content") if choice.get("delta") else choice.get("text")
-            return said if isinstance(said, str) else ""
+            parts = said if isinstance(said, list) else [{"type": "text", "text": said or ""}]
+            return "".join(part["text"] for part in parts if part["type"] == "text")
     return ""
 
 
@@ -71,7 +72,8 @@ def carries_more(chunk: dict[str, Any]) -> bool:
     spoken = ("content",) if choice.get("delta") else ("text",)
     beside = [value for name, value in chunk.items() if name not in {*_ENVELOPE, "choices"}]
     beside += [value for name, value in choice.items() if name not in ("index", "delta", *spoken)]
-    beside += [value for name, value in (choice.get("delta") or {}).items() if name not in spoken]
+    said = (choice.get("delta") or {}).items()
+    beside += [value for name, value in said if name not in spoken or isinstance(value, list)]
     return any(value is not None for value in beside)
 
 
@@ -100,6 +102,10 @@ values: st.SearchStrategy[Any] = st.recursive(
     | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
+)
+_text_parts = st.fixed_dictionaries({"type": st.just("text"), "text": texts})
+_parts = _text_parts | st.fixed_dictionaries(
+    {"type": st.just("thinking"), "thinking": texts | st.lists(_text_parts, min_size=1, max_size=2)}
 )
 _usage = st.fixed_dictionaries({"prompt_tokens": st.integers(0, 9), "total_tokens": st.integers(0, 10**25)})
 _numbers = st.integers(-9, 999) | st.floats(0, 9) | st.sampled_from([10**16, 10**17, 2**64, 1e22, 1e-300, -0.0])
@@ -136,7 +142,7 @@ def streams(draw: st.DrawFn, legacy: bool | None = None) -> list[bytes]:
     further = draw(st.dictionaries(words.map("x_".__add__), values, max_size=1)) if draw(st.booleans()) else {}
     envelope = {"id": draw(texts), "object": "chat.completion.chunk", "model": draw(texts)}
     named: set[int] = set()
-    repeats_names = draw(st.booleans())
+    repeats_names, in_parts = draw(st.booleans()), draw(st.integers(0, 3)) == 0
     so_far = ""
     raws = []
 
@@ -146,6 +152,8 @@ def streams(draw: st.DrawFn, legacy: bool | None = None) -> list[bytes]:
             said[kind] = draw(texts)
             if "twice" in habits and kind in _NAMES_OF_REASONING:
                 said |= dict.fromkeys(_NAMES_OF_REASONING, said[kind])
+            if in_parts and kind == "content":
+                said[kind] = [draw(_parts)]
         elif kind == "null":
             said |= {"content": None, "refusal": None}
         elif kind == "call":
@@ -154,7 +162,6 @@ def streams(draw: st.DrawFn, legacy: bool | None = None) -> list[bytes]:
             fragment: dict[str, Any] = {"index": index, "function": function}
             if repeats_names or index not in named:
                 function["name"] = f"call_{index}"
-            if index not in named:
                 fragment |= {"id": f"id_{index}", "type": "function"}
                 named.add(index)
             said["tool_calls"] = [fragment]

@@ -10,7 +10,7 @@ from chunk_streams import values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay.wire.json import has_more_values, loads
+from replay.wire.json import has_more_values, loads, mended
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,17 @@ def test_a_number_is_read_as_it_is(number):
 def test_a_number_that_no_reader_could_hold_is_none(number):
     with pytest.raises(ValueError, match=r".+"):
         loads(f"[{number}]".encode())
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e309", "9" * 5000, "-" + "1" * 10_000])
+def test_what_would_be_json_but_for_a_number_has_null_there(number):
+    text = f'{{"NaN": "NaN Infinity", "b": [{number}, 1{"0" * 30}, 0.5], "c": "\\ud83d"}}'
+    assert loads(mended(text.encode())) == {"NaN": "NaN Infinity", "b": [None, 10**30, 0.5], "c": "\ud83d"}
+
+
+@pytest.mark.parametrize("raw", [b"{NaN}", b"NaN NaN", b"[" * 100_000 + b"NaN", b'"Infinity', b"\xff"])
+def test_anything_else_is_as_it_was(raw):
+    assert mended(raw) == raw
 
 
 def number_of_separators(value: Any) -> int:

@@ -17,8 +17,9 @@ from support.sse import messages
 from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry, Kind
 from replay.model.log import Log
-from replay.wire.events import SSE, Recording, event_data, fold
+from replay.wire.events import SSE, Recording, event_data
 from replay.wire.failures import upstream_error
+from replay.wire.folding import fold
 from replay.wire.openai import chunk_of, template_of, visible_text
 from replay.wire.openai_faces import CHUNKS
 from replay.wire.recorder import Recorder
@@ -443,16 +444,12 @@ def test_chunk_with_choices_and_an_error_is_recorded_and_fails_the_stream():
         b'"x"',
         b"\xff",
         b'{"a":"\xff"}',
-        b'{"a":NaN}',
-        b'{"a":Infinity}',
-        b'{"a":-Infinity,"b":1234567890123456789012}',
         b'{"a":"\n"}',
         b'{"choices":{}}',
         b'{"choices":[1]}',
-        b'{"choices":[null]}',
         b'{"choices":"x"}',
-        b'{"choices":[{"index":"0"}]}',
-        b'{"choices":[{"index":0,"delta":"x"}]}',
+        b'{"choices":[{"index":"x"}]}',
+        b'{"choices":[{"index":[]}]}',
         b'{"choices":[{"index":0,"delta":[]}]}',
         b"[" * 100_000,
     ],

@@ -19,6 +19,7 @@ from openai.types.responses import ResponseStreamEvent
 from support.samples import SAMPLES
 
 from replay.model.transcript import Transcript
+from replay.wire.reading import Reader
 from replay.wire.repeated import REPEATED
 from replay.wire.responses import Responses, as_chunk, is_response_event
 
@@ -434,10 +435,15 @@ def test_response_says_what_the_chunks_said(deltas):
 
 
 def _folded(chunks: list[Any]) -> dict[str, Any]:
-    transcript = Transcript()
-    for entry in chunks:
-        transcript.add(entry)
-    return transcript.message
+    return _transcript(chunks).message
+
+
+def _transcript(chunks: list[Any]) -> Transcript:
+    transcript, reader = Transcript(), Reader()
+    for said in map(reader.read, chunks):
+        if said is not None:
+            transcript.add(said)
+    return transcript
 
 
 @given(deltas=conversations())
@@ -476,12 +482,9 @@ def test_events_folded_as_chunks_say_what_the_chunks_said(deltas):
     # given
     chunks = [chunk(**{key: said for key, said in delta.items() if said}) for delta in deltas]
     # when
-    told = [as_chunk(event) for event in played(chunks)[0]]
+    told = played(chunks)[0]
     # then
-    folded = [_folded([entry for entry in entries if entry is not None]) for entries in (chunks, told)]
-    for message in folded:
-        for number, each in enumerate(message.get("tool_calls", ())):
-            each["index"] = number  # its place in the output in one, among the calls in the other
+    folded = [_folded(entries) for entries in (chunks, told)]
     assert canonical(folded[1]) == canonical(folded[0])
 
 
@@ -516,6 +519,11 @@ def test_events_folded_as_chunks_say_what_the_chunks_said(deltas):
             {"type": "response.custom_tool_call_input.delta", "item_id": "ctc", "delta": "x"},
             {"tool_calls": [{"index": "ctc", "custom": {"input": "x"}}]},
         ),
+        (
+            {"type": "response.output_text.annotation.added", "annotation": {"type": "url_citation", "url": "u"}},
+            {"annotations": [{"type": "url_citation", "url": "u"}]},
+        ),
+        ({"type": "response.output_text.annotation.added", "annotation": "u"}, None),
         ({"type": "response.output_item.added", "item": {"type": "message", "id": "msg"}}, None),
         ({"type": "response.output_text.done", "text": "a"}, None),
         ({"type": "response.output_text.delta", "delta": None}, None),
@@ -544,10 +552,8 @@ def test_event_as_a_chunk(event, expected):
 def test_last_event_as_a_chunk_finishes_and_counts(name, response, expected):
     usage = {"input_tokens": 1}
     for counted in (None, usage):
-        transcript = Transcript()
-        told = as_chunk({"type": f"response.{name}", "response": response and response | {"usage": counted}})
-        if told is not None:
-            transcript.add(told)
+        event = {"type": f"response.{name}", "response": response and response | {"usage": counted}}
+        transcript = _transcript([event])
         assert transcript.finish_reason == expected
         assert transcript.usage == (counted if response else None)
 
@@ -565,7 +571,7 @@ def test_events_of_an_upstream_pass_under_the_generations_id_and_numbered():
         if "response" in sent:
             assert event["response"] == sent["response"] | request | {"id": ID}
     last = PASSED[-1]["response"]
-    assert response == fresh(request).response | last | {"id": ID}
+    assert response == fresh(request).response | last | {"id": ID, "completed_at": ENDED}
     assert (response["status"], response["model"], response["created_at"]) == ("completed", "tiny", 1795238425)
 
 
@@ -589,7 +595,7 @@ def test_items_of_an_upstream_are_told_apart_without_places_and_states():
     _, response = played([*added, *written, {"type": "response.completed", "response": {}}])
     said = [item | {"arguments": item["name"]} for item in items]
     assert (response["status"], response["output"]) == ("completed", said)
-    calls_told = _folded([told for told in map(as_chunk, [*added, *written]) if told])["tool_calls"]
+    calls_told = _folded([*added, *written])["tool_calls"]
     assert [each["function"] for each in calls_told] == [{"name": name, "arguments": name} for name in "ab"]
 
 
@@ -693,8 +699,7 @@ def test_what_cannot_be_understood_is_passed_over(chunks, status):
     json.dumps([events, response])
     assert response["id"] == ID
     assert isinstance(response["output"], list)
-    for told in filter(None, map(as_chunk, chunks)):
-        Transcript().add(told)
+    _folded(chunks)
 
 
 def test_chunk_does_not_copy_what_was_said_before():
