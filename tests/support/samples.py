@@ -2,11 +2,14 @@
 
 What each is, is told by its number and name; how it came (status, headers, cut or clean) is told here,
 since a body alone cannot say it.
+
+Those in `shapes` were written by hand, each after what a server sends; beside it stands what it says.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,4 +57,31 @@ def load(path: Path) -> Sample:
     return Sample(path.stem, _STATUS.get(number, 200), _EVENT_STREAM, body, cut=number in _CUT)
 
 
+_NO_NUMBER = re.compile(rb"(?<=[:\[,] )-?(?:NaN|Infinity|1e\d{3}|\d{4300,})")
+
+
+@dataclass(frozen=True)
+class Shape(Sample):
+    """A stream whose chunks have a shape of their own."""
+
+    path: Path = DIRECTORY
+    right: dict[str, Any] = field(default_factory=dict, repr=False)  # what it says
+
+    @property
+    def is_response(self) -> bool:
+        """Whether it is one of the Responses API."""
+        return b'"response.' in self.body
+
+    @property
+    def payloads(self) -> list[Any]:
+        """The JSON of every `data:`, with null for what no JSON has, without `[DONE]`."""
+        return Sample(self.name, self.status, self.headers, _NO_NUMBER.sub(b"null", self.body)).payloads
+
+
+def _shape(path: Path) -> Shape:
+    right = json.loads(path.with_suffix(".json").read_text())
+    return Shape(path.stem, 200, _EVENT_STREAM, path.read_bytes(), path=path, right=right)
+
+
+SHAPES = [_shape(path) for path in sorted((DIRECTORY / "shapes").glob("*.sse"))]
 SAMPLES = {sample.name: sample for sample in map(load, sorted(DIRECTORY.glob("[0-9]*")))}
