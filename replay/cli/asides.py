@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,15 +18,18 @@ class Aside(NamedTuple):
 def asides(choices: Any) -> Iterator[Aside]:
     """The asides of a chunk's first choice. A chunk comes from outside: any part of it may be something else."""
     for choice in _objects(choices):
-        if choice.get("index", 0) != 0:
+        if choice.get("index") not in (None, 0, "0"):
             continue
-        for delta in _objects([choice.get("delta")]):
+        for delta in _objects([choice.get("delta", choice.get("message"))]):
             yield from _spoken(delta)
             for call in _objects(delta.get("tool_calls")):
                 yield from _called(call)
 
 
-_HEADINGS = {"reasoning_content": "(thinking) ", "reasoning": "(thinking) ", "refusal": "(refusal) "}
+_THINKING = "(thinking) "
+_HEADINGS = dict.fromkeys(("reasoning_content", "reasoning", "reasoning_text", "thinking"), _THINKING) | {
+    "refusal": "(refusal) "
+}
 
 
 def _spoken(delta: dict[str, Any]) -> Iterator[Aside]:
@@ -33,12 +37,19 @@ def _spoken(delta: dict[str, Any]) -> Iterator[Aside]:
         text = delta.get(member)
         if isinstance(text, str) and text:
             yield Aside(member, heading, text)
+    for part in _objects(delta.get("content")):
+        thought = part.get("thinking")
+        texts = [each.get("text") for each in _objects(thought)] if isinstance(thought, list) else [thought]
+        for text in texts:
+            if isinstance(text, str) and text:
+                yield Aside("thinking", _THINKING, text)
 
 
 def _called(call: dict[str, Any]) -> Iterator[Aside]:
     for called in _objects([call.get("function"), call.get("custom")]):
         text = called.get("arguments") or called.get("input") or ""
-        yield Aside(("call", call.get("index")), f"-> {called.get('name')} ", str(text))
+        shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+        yield Aside(("call", call.get("index")), f"-> {called.get('name')} ", shown)
 
 
 def _objects(values: Any) -> Iterator[dict[str, Any]]:

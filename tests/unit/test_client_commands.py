@@ -91,6 +91,23 @@ def test_a_chunk_that_is_something_else_has_no_asides(choices):
     assert list(asides(choices)) == []
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"index": None, "delta": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, 7]}},
+        {"index": "0", "delta": {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "x"}]}},
+        {"message": {"reasoning_text": "hm", "content": "x"}},
+    ],
+)
+def test_thoughts_are_an_aside_wherever_they_stand(choice):
+    assert [(aside.heading, aside.text) for aside in asides([choice])] == [("(thinking) ", "hm")]
+
+
+def test_a_tool_is_called_with_what_was_sent_as_an_object():
+    (aside,) = asides([{"delta": {"tool_calls": [{"function": {"name": "f", "arguments": {"a": "é"}}}]}}])
+    assert (aside.heading, aside.text) == ("-> f ", '{"a": "é"}')
+
+
 def test_a_custom_tool_is_called_with_its_input():
     (aside,) = asides([{"delta": {"tool_calls": [{"index": 0, "custom": {"name": "sql", "input": "SELECT"}}]}}])
     assert (aside.heading, aside.text) == ("-> sql ", "SELECT")

@@ -20,23 +20,24 @@ export class Answer {
    * @returns {[("text" | "reasoning" | "refusal" | "toolCalls"), string][]} what it added, in order
    */
   add(event) {
-    const choice = event.choices?.find((each) => (each.index ?? 0) === 0);
-    const added = this.#addDelta(choice?.delta ?? {});
+    const choice = event.choices?.find((each) => each && Number(each.index ?? 0) === 0);
+    const added = this.#addDelta(choice?.delta ?? choice?.message ?? {});
     return event.type === "token" ? [...added, this.#grow("text", event.content)] : added;
   }
 
   /** Fold the message of a snapshot, or of a transcript, in. */
   addMessage(message) {
     const added = this.#addDelta(message);
-    return typeof message.content === "string" && message.content
-      ? [...added, this.#grow("text", message.content)]
-      : added;
+    const parts = Array.isArray(message.content) ? message.content : [{ text: message.content }];
+    const text = parts.map((part) => part.text ?? "").join("");
+    return text ? [...added, this.#grow("text", text)] : added;
   }
 
   /** Everything but the visible text: a token event has that by itself. */
   #addDelta(delta) {
     const added = [];
-    const reasoning = delta.reasoning_content ?? delta.reasoning;
+    const reasoning =
+      delta.reasoning_content ?? delta.reasoning ?? delta.reasoning_text ?? delta.thinking ?? thoughts(delta.content);
     if (reasoning && typeof reasoning === "string") added.push(this.#grow("reasoning", reasoning));
     if (delta.refusal && typeof delta.refusal === "string") added.push(this.#grow("refusal", delta.refusal));
     const calls = delta.tool_calls ?? (delta.function_call ? [{ index: 0, function: delta.function_call }] : []);
@@ -63,6 +64,14 @@ export class Answer {
     call.id = fragment.id || call.id;
     // Some servers repeat the name with every fragment.
     if (called.name && called.name !== call.name) call.name += called.name;
-    call.arguments += called.arguments ?? called.input ?? "";
+    const written = called.arguments ?? called.input ?? "";
+    call.arguments += typeof written === "string" ? written : JSON.stringify(written);
   }
+}
+
+/** The thoughts in a content that is a list of parts; some servers give them a list of their own. */
+function thoughts(content) {
+  if (!Array.isArray(content)) return "";
+  const thinking = content.flatMap((part) => part?.thinking ?? []);
+  return thinking.map((each) => (typeof each === "string" ? each : (each?.text ?? ""))).join("");
 }
