@@ -12,6 +12,7 @@ from replay.config import Settings
 from replay.http import negotiation
 from replay.http.bodies import Bodies
 from replay.http.events import Events, read_wish
+from replay.http.headers import names_of
 from replay.http.listing import read_query, spell
 from replay.http.negotiation import generation_id_of
 from replay.http.orders import read_order
@@ -78,7 +79,7 @@ class Generations:
         generation_id = started.feed.generation_id
         if wish is not None:
             return await self._events.answer(request, generation_id, wish)
-        headers = {"Location": f"/generations/{generation_id}"}
+        headers = {"Location": f"/generations/{generation_id}", **names_of(started.feed.start)}
         return _answer(await self._describe_feed(started.feed), status=201 if started.created else 200, headers=headers)
 
     async def get(self, request: web.Request) -> web.Response:

@@ -5,10 +5,18 @@ from __future__ import annotations
 from aiohttp import web
 from multidict import CIMultiDict
 
+from replay.model.generation import Start
+
 CORS = "cors"  # where a request holds the headers that let the page which sent it read the answer
 
 # A model's words and a caller's are in the answers: no browser may take them for a script or a page.
 STANDING = {"Server": "replay", "X-Content-Type-Options": "nosniff"}
+
+
+def names_of(start: Start) -> dict[str, str]:
+    """Which generation it is, and which one its key led to before, where that was in vain."""
+    names = {"Replay-Generation-Id": start.generation_id}
+    return names if start.previous is None else names | {"Replay-Previous-Generation-Id": start.previous}
 
 
 def complete(headers: CIMultiDict[str], request: web.BaseRequest) -> None:

@@ -24,6 +24,7 @@ from replay.errors import (
     status_of,
 )
 from replay.http.bodies import Bodies, shown
+from replay.http.headers import names_of
 from replay.http.orders import chat_request, credentials_of, order_of
 from replay.http.problems import openai_error, refused
 from replay.http.streaming import Streaming
@@ -98,7 +99,7 @@ class Calls:
 def link_headers(feed: Feed) -> dict[str, str]:
     """What every answer tells of its generation."""
     path = f"/generations/{feed.generation_id}/events"
-    return {"Replay-Generation-Id": feed.generation_id, "Link": f'<{path}>; rel="monitor"'}
+    return names_of(feed.start) | {"Link": f'<{path}>; rel="monitor"'}
 
 
 def answer_json(body: Any, feed: Feed | None = None, *, status: int = 200) -> web.Response:
@@ -114,11 +115,8 @@ def said_nothing(feed: Feed) -> bool:
 
 def _failure(feed: Feed) -> web.Response:
     end = decode_end(feed.log.entries[-1])
-    bound = feed.start.idempotency is not None and not feed.refused
     response = refused(Refusal(**end.refusal)) if end.refusal is not None else _failed(end)
     response.headers.update(link_headers(feed))
-    if bound:
-        response.headers["x-should-retry"] = "false"  # the key leads to this same generation again
     return response
 
 

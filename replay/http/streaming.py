@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from aiohttp import web
 
 from replay.config import Settings
+from replay.http.headers import names_of
 from replay.http.takeover import TakenOver, head, is_chunked, release
 from replay.live.bundle import Bundle, Origin
 from replay.live.counters import Counters
@@ -52,7 +53,7 @@ class Streaming:
         ``opening`` is written at once, ``preface`` goes into the first block that carries data.
         """
         settings = self._settings
-        whose = {} if feed.generation_id == CHRONICLE else {"Replay-Generation-Id": feed.generation_id}
+        whose = {} if feed.generation_id == CHRONICLE else names_of(feed.start)
         fields = {**_headers(face), **whose, **(headers or {})}
         if request.method == "HEAD":
             return web.StreamResponse(headers=fields)

@@ -122,6 +122,11 @@ class Feed:
         return self.log.complete and decode_end(self.log.entries[-1]).status is Status.COMPLETED
 
     @property
+    def in_vain(self) -> bool:
+        """Whether it has failed or was interrupted."""
+        return self.log.complete and decode_end(self.log.entries[-1]).status.in_vain
+
+    @property
     def refused(self) -> bool:
         """Whether it has failed without a word of the upstream's."""
         return self.log.complete and len(self.log) == 2 and decode_end(self.log.entries[-1]).status is Status.FAILED

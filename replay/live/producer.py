@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -58,7 +58,6 @@ class Producer:
         settings: Settings,
         counters: Counters,
         redaction: Redaction,
-        on_refused: Callable[[], Awaitable[None]],
     ) -> None:
         self.feed = feed
         self.last_watched = asyncio.get_running_loop().time()
@@ -70,7 +69,6 @@ class Producer:
         self._upstream = upstream
         self._settings = settings
         self._counters = counters
-        self._on_refused = on_refused  # awaited before an end without a word of the upstream's
         self._redaction = redaction
         self._recorder = Recorder(responses=call.api is Api.RESPONSES, redaction=redaction)
         self.tokens = 0
@@ -147,8 +145,6 @@ class Producer:
             )
         if error is not None:
             log.info("generation failed", extra={"generation": self.generation_id, "reason": error.in_full})
-            if self._writer.last_id == self.feed.log.event_id(0):
-                await self._on_refused()
         self.finish(Status.COMPLETED if error is None else Status.FAILED, error)
 
     def _broken(self, cut: Exception) -> ReplayError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 from replay.config import Settings
@@ -98,7 +98,6 @@ class Producers:
             settings=self._settings,
             counters=self._counters,
             redaction=self._redaction.beside(call.secrets),
-            on_refused=lambda: self._release_claim(feed),
         )
         self._hub.produce(feed)
         self._running[feed.generation_id] = producer
@@ -151,12 +150,6 @@ class Producers:
                 "error": end.error and end.error["code"],
             },
         )
-
-    async def _release_claim(self, feed: Feed) -> None:
-        """A client of OpenAI's API that is told of a refusal may ask again with the same key."""
-        claim = feed.start.idempotency
-        if claim is not None and feed.start.api is not None:
-            await _until_done(lambda: self._store.release(claim))
 
     async def answered(self, feed: Feed, patience_s: float) -> None:
         """Wait until the first words of a generation, or its end without any.
@@ -225,8 +218,7 @@ class Producers:
         feed = await self.end(generation_id, Status.CANCELLED)
         start = feed.start
         await self._chronicle.take_out(start, feed.log.times[-1])
-        claim = None if feed.refused else start.idempotency  # another call may have the key of a refused one by now
-        if not await self._store.delete(generation_id, run=start.run, idempotency=claim):
+        if not await self._store.delete(generation_id, run=start.run, idempotency=start.idempotency):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.forget(generation_id)
         self.deleted(generation_id)
@@ -311,14 +303,3 @@ class Producers:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _until_done(call: Callable[[], Awaitable[None]]) -> None:
-    """Make a call of the store until it answers."""
-    while True:
-        try:
-            await call()
-        except StoreUnavailable:
-            await asyncio.sleep(0.25)
-        else:
-            return

@@ -13,7 +13,7 @@ import logging
 from replay.live.counters import Counters
 from replay.live.feed import Feed
 from replay.model.event import Event
-from replay.store import EventStore
+from replay.store import Claim, EventStore
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ async def list_again(store: EventStore, feed: Feed) -> None:
     start = feed.start
     await store.register(feed.generation_id, node=start.node, created_ms=feed.log.times[0])
     if start.idempotency is not None and start.fingerprint is not None:
-        claim = {"id": feed.generation_id, "body": start.fingerprint}
-        await store.claim(start.idempotency, claim, ttl_s=max(1, start.ttl_ms // 1000))
+        claim = Claim(feed.generation_id, start.fingerprint, start.attempt or 0, start.previous)
+        await store.claim(start.idempotency, claim, ttl_ms=start.ttl_ms)
 
 
 def batch_length(entries: list[bytes]) -> int:

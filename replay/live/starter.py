@@ -18,7 +18,7 @@ from replay.live.producers import Producers
 from replay.model.event import Event, Kind, number
 from replay.model.generation import End, Start, Status, new_generation_id
 from replay.offload import offload
-from replay.store import EventStore
+from replay.store import Claim, EventStore
 from replay.upstream import Api, Call, Upstream
 from replay.wire import json
 from replay.wire.events import decode_start, encode_end, encode_start
@@ -104,36 +104,46 @@ class Starter:
 
     async def _start_once(self, order: Order, key: str) -> Started:
         """The claim decides on the id and the log on the producer, so any number of nodes may race."""
-        claim = hashlib.sha256(key.encode()).hexdigest()
-        wanted = {
-            "id": order.generation_id or new_generation_id(),
-            "body": await offload(order.size, lambda: _fingerprint(order)),
-        }
-        if self._hub.healing and await self._store.claimed(claim) is None:
+        key_hash = hashlib.sha256(key.encode()).hexdigest()
+        fingerprint = await offload(order.size, lambda: _fingerprint(order))
+        if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
-        claimed = await self._store.claim(claim, wanted, ttl_s=self._settings.idempotency_ttl_s)
-        if claimed["body"] != wanted["body"]:
-            raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
-        running = self._producers.live(claimed["id"])
-        if running is not None and running.start.idempotency == claim:
+        wanted = Claim(order.generation_id or new_generation_id(), fingerprint)
+        while True:
+            claim = await self._store.claim(key_hash, wanted, ttl_ms=self._settings.idempotency_ttl_s * 1000)
+            if claim.fingerprint != fingerprint:
+                raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
+            started = await self._follow(order, key_hash, claim, new=claim == wanted)
+            if not started.feed.in_vain or started.created:
+                return started
+            if self._hub.healing:
+                raise StoreUnavailable("Valkey has just come back, and it is not sure that this key has failed")
+            # Whoever is first with the next attempt starts it, and the others are led there.
+            wanted = Claim(new_generation_id(), fingerprint, claim.attempt + 1, claim.generation_id)
+
+    async def _follow(self, order: Order, key_hash: str, claim: Claim, *, new: bool) -> Started:
+        """Start what a claim leads to, unless that was done; raises GenerationExists where its id is not the key's."""
+        generation_id = claim.generation_id
+        running = self._producers.live(generation_id)
+        if running is not None and running.start.idempotency == key_hash:
             return Started(running, created=False)
-        last = await self._store.last(claimed["id"])
-        if last is None and claimed != wanted and self._hub.healing:
+        last = await self._store.last(generation_id)
+        if last is None and not new and self._hub.healing:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
         if last is None:
             try:
-                return await self._create(order, claimed["id"], claim=claim, fingerprint=wanted["body"])
+                return await self._create(order, generation_id, key_hash=key_hash, claim=claim)
             except GenerationExists:
                 pass  # another call with the same key was faster
-        feed = await self._hub.open(claimed["id"])
-        if feed.start.idempotency == claim:
+        feed = await self._hub.open(generation_id)
+        if feed.start.idempotency == key_hash:
             return Started(feed, created=False)
-        if claimed == wanted:
-            await self._store.release(claim)
-        raise GenerationExists(f"generation {claimed['id']!r} exists")
+        if new:
+            await self._store.release(key_hash, generation_id)
+        raise GenerationExists(f"generation {generation_id!r} exists")
 
     async def _create(
-        self, order: Order, generation_id: str, *, claim: str | None = None, fingerprint: str | None = None
+        self, order: Order, generation_id: str, *, key_hash: str | None = None, claim: Claim | None = None
     ) -> Started:
         model = order.request.get("model") or await self._upstream.default_model(order.credentials)
         asked = order.request if order.prepare is None else await order.prepare(order.request)
@@ -147,8 +157,10 @@ class Starter:
             abandon_after_ms=order.abandon_after_ms,
             metadata=order.metadata,
             notice=self._notice(order, model),
-            idempotency=claim,
-            fingerprint=fingerprint,
+            idempotency=key_hash,
+            fingerprint=claim and claim.fingerprint,
+            attempt=(claim and claim.attempt) or None,
+            previous=claim and claim.previous,
             api=order.api,
             response=order.response,
             ignored=order.ignored,

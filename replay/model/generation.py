@@ -29,6 +29,11 @@ class Status(StrEnum):
         """Whether nothing follows."""
         return self not in (Status.QUEUED, Status.STREAMING)
 
+    @property
+    def in_vain(self) -> bool:
+        """Whether whoever asks again should have another try."""
+        return self in (Status.FAILED, Status.INTERRUPTED)
+
 
 def new_generation_id() -> str:
     """`gen_` and 160 random bits."""
@@ -61,6 +66,8 @@ class Start:
     notice: str | None = None  # what a reader should be told of the upstream, as that it is a demonstration
     idempotency: str | None = None  # the claim this generation was started under
     fingerprint: str | None = None  # of the request, where there is a claim: what the claim was for
+    attempt: int | None = None  # how many were started under the claim before; None: it is the first
+    previous: str | None = None  # the id of the last of those
     api: str | None = None  # the call of OpenAI's API that it answers; None: it was started at /generations
     response: dict[str, Any] | None = None  # what a response repeats of its request
     # Where a response's upstream only knows chat completions:

@@ -11,7 +11,7 @@ again tells.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from replay.model.event import Event, EventId
 
@@ -56,6 +56,15 @@ class Page(NamedTuple):
     def generation_ids(self) -> list[str]:
         """Whose rows these are."""
         return [row.generation_id for row in self.rows]
+
+
+class Claim(NamedTuple):
+    """What a key leads to. Once that has failed, the next attempt takes the key over; of several, the first."""
+
+    generation_id: str
+    fingerprint: str  # of the request
+    attempt: int = 0  # how many were started under the key before
+    previous: str | None = None  # the id of the last of those
 
 
 class Renewed(NamedTuple):
@@ -150,7 +159,10 @@ class EventStore(Protocol):
         """Let the log expire that long from now."""
 
     async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
-        """Remove every trace, bury the run, and tell every node; whether there was a log."""
+        """Remove every trace, bury the run, and tell every node; whether there was a log.
+
+        ``idempotency`` is the key that may lead to it.
+        """
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
         """Note that a run is over: its log must not be put back when it is gone. Holds for the ttl and BURIED_MS."""
@@ -187,14 +199,14 @@ class EventStore(Protocol):
     async def forget(self, rows: Sequence[Row]) -> None:
         """Take generations off the list of recent ones, but not those that have a log or were listed anew meanwhile."""
 
-    async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
-        """Bind an idempotency key to a value for some time; returns the value it is bound to."""
+    async def claim(self, key: str, claim: Claim, *, ttl_ms: int) -> Claim:
+        """Bind a key for some time, unless it is bound by this attempt or a later one; what it is bound to."""
 
-    async def claimed(self, key: str) -> dict[str, Any] | None:
-        """The value an idempotency key is bound to; None where it is not."""
+    async def claimed(self, key: str) -> Claim | None:
+        """What a key is bound to; None where it is not."""
 
-    async def release(self, key: str) -> None:
-        """Unbind an idempotency key."""
+    async def release(self, key: str, generation_id: str) -> None:
+        """Unbind a key, if it is bound to this generation."""
 
     @property
     def leases_steady_for(self) -> float:

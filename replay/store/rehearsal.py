@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from replay.errors import StoreUnavailable
 from replay.model.event import Entry, Event, EventId, number
-from replay.store import EventStore, Row
+from replay.store import Claim, EventStore, Row
 from replay.store.resp import NotPermitted
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ async def _rehearse(store: EventStore, name: str) -> None:
     await store.live_rows()
     await store.recent(before=None, limit=1)
     await store.forget([Row(0, name)])
-    await store.claim(name, {}, ttl_s=1)
+    await store.claim(name, Claim(name, ""), ttl_ms=_TTL_MS)
     await store.claimed(name)
-    await store.release(name)
+    await store.release(name, name)
     await store.unregister(name)
     await store.delete(name, run=name, idempotency=name)
     await store.bury(name, name, ttl_ms=1)

@@ -18,11 +18,11 @@ from replay.errors import StoreRefused
 from replay.model.event import Event, EventId
 from replay.store import BURIED_MS, Ends, Listener, Page, Refused, Row, keys
 from replay.store.channels import Channels
+from replay.store.claims import ClaimCalls
 from replay.store.connection import Address, Link, at_once
 from replay.store.keys import Keys
 from replay.store.nodes import NodeCalls
 from replay.store.resp import UnknownScript
-from replay.wire import json
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _BITE = 50  # logs whose ends are read in one round trip: some 0.7 ms for whoeve
 _SCAN = 500  # live generations that are listed in one round trip
 
 
-class ValkeyStore(NodeCalls):
+class ValkeyStore(NodeCalls, ClaimCalls):
     """An EventStore on one Valkey primary, 8.0 or newer."""
 
     def __init__(self, url: str, *, timeout_s: float, key_prefix: str = "replay:") -> None:
@@ -202,7 +202,7 @@ class ValkeyStore(NodeCalls):
         """Remove every trace of a generation but the note that its run is over."""
         await self._appends.ready()
         call = self._appends.start_call
-        gone = [] if idempotency is None else [call("DEL", self._keys.claim(idempotency))]
+        released = [] if idempotency is None else [call(*self._releasing(idempotency, generation_id))]
         _, removed, *_ = await asyncio.gather(
             call("SET", self._keys.tombstone(generation_id, run), "1", "PX", BURIED_MS),
             call("DEL", self._keys.events(generation_id)),
@@ -211,7 +211,7 @@ class ValkeyStore(NodeCalls):
             call("SPUBLISH", self._keys.deleted, generation_id),
             call("ZREM", self._keys.recent, generation_id),
             call("HDEL", self._keys.live, generation_id),
-            *gone,
+            *released,
         )
         return bool(removed)
 
@@ -326,19 +326,3 @@ class ValkeyStore(NodeCalls):
                 ("ZADD", self._keys.recent, "NX", *row),
                 ("PEXPIRE", self._keys.recent, keys.LISTS_MS),
             )
-
-    async def claim(self, key: str, value: dict[str, Any], *, ttl_s: int) -> dict[str, Any]:
-        """Bind an idempotency key, if it is not bound; returns what it is bound to."""
-        bound = await self._appends.call(*("SET", self._keys.claim(key), json.dumps(value), "NX", "GET", "EX", ttl_s))
-        found: dict[str, Any] = value if bound is None else json.loads(bound)
-        return found
-
-    async def claimed(self, key: str) -> dict[str, Any] | None:
-        """What an idempotency key is bound to."""
-        bound = await self._reads.ask("GET", self._keys.claim(key))
-        found: dict[str, Any] | None = None if bound is None else json.loads(bound)
-        return found
-
-    async def release(self, key: str) -> None:
-        """Unbind an idempotency key."""
-        await self._appends.call("DEL", self._keys.claim(key))

@@ -79,7 +79,7 @@ async def test_of_racing_calls_one_starts_and_all_get_it(service, other_service,
 )
 async def test_the_same_key_with_another_body_is_a_422_problem(service, other_service, upstream, key, other):
     upstream.script = say("Hi")
-    await service.start(CHAT, headers=key)
+    await service.ended((await service.start(CHAT, headers=key))["id"])
     for api in (service, other_service):
         assert_problem(await api.post("/generations", other, key), 422, "idempotency_key_reused")
     assert (await service.post("/generations", CHAT, key)).status == 200

@@ -22,7 +22,7 @@ from support.valkey import ValkeyServer
 
 from replay.errors import StoreRefused, StoreUnavailable
 from replay.model.event import Event, EventId, number
-from replay.store import BURIED_MS, Ends, EventStore, Page, Refused, Row
+from replay.store import BURIED_MS, Claim, Ends, EventStore, Page, Refused, Row
 from replay.store.valkey import ValkeyStore
 
 PATIENT_S = 30.0  # the answer to a command that a test holds up for a while
@@ -393,7 +393,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
     life = [
         lambda: store.attend("node_1", notified=_ignore, deleted=_ignore),
         lambda: store.renew_lease("node_1", 60_000),
-        lambda: store.claim("hash", {"id": "g"}, ttl_s=60),
+        lambda: store.claim("hash", Claim("g", "1"), ttl_ms=60_000),
         lambda: store.register("g", node="node_1", created_ms=1000),
         lambda: store.append("g", [start], after=None, ttl_ms=60_000),
         lambda: store.listen("g", Ear()),
@@ -417,7 +417,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.alive(["node_1", "node_2"]),
         lambda: store.recent(before=None, limit=10),
         lambda: store.unregister("nobody"),
-        lambda: store.release("nothing"),
+        lambda: store.release("nothing", "nobody"),
         lambda: store.watch("node_2", {"h": 0}, 60_000),
     ]
     for place, step in enumerate(life):
@@ -469,7 +469,7 @@ async def test_ends_are_told_in_the_order_asked(store):
 async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
     # given
     name = "gen_to_be_deleted"
-    await store.claim("hash", {"id": name}, ttl_s=60)
+    await store.claim("hash", Claim(name, "1"), ttl_ms=60_000)
     await store.register(name, node="node_1", created_ms=1000)
     await store.append(name, batch("s", "ta", "e"), after=None, ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
     # when
@@ -484,7 +484,7 @@ async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
             assert name not in repr(kept), key
     assert await store.read(name, after=None, limit=10) == []
     assert await store.request(name) is None
-    assert await store.claim("hash", {"id": "free again"}, ttl_s=60) == {"id": "free again"}
+    assert await store.claimed("hash") is None
 
 
 async def test_log_of_a_run_that_is_over_is_told_from_a_lost_one(store, valkey):
@@ -925,23 +925,60 @@ async def test_ends_of_many_logs_hold_nobody_up(proxied, valkey, valkey_proxy):
 
 
 async def test_first_claim_binds_and_every_other_is_told_to_what(store, other):
-    mine, theirs = {"id": "a", "body": "1"}, {"id": "b", "body": "2"}
-    assert await store.claim("k", mine, ttl_s=60) == mine
-    assert await other.claim("k", theirs, ttl_s=60) == mine
-    assert await store.claim("k2", theirs, ttl_s=60) == theirs
-    await other.release("k")
-    assert await other.claim("k", theirs, ttl_s=60) == theirs
+    mine, theirs = Claim("a", "1"), Claim("b", "2")
+    assert await store.claim("k", mine, ttl_ms=60_000) == mine
+    assert await other.claim("k", theirs, ttl_ms=60_000) == mine
+    assert await other.claimed("k") == mine
+    assert await store.claim("k2", theirs, ttl_ms=60_000) == theirs
+    await other.release("k", "a")
+    assert await store.claimed("k") is None
+    assert await other.claim("k", theirs, ttl_ms=60_000) == theirs
 
 
 async def test_of_many_who_claim_one_wins(start_store):
     stores = [await start_store() for _ in range(4)]
-    answers = await asyncio.gather(*(store.claim("k", {"id": str(n)}, ttl_s=60) for n, store in enumerate(stores)))
-    assert len({answer["id"] for answer in answers}) == 1
+    for attempt in range(2):
+        claims = (Claim(f"{n}", "1", attempt, "before") for n in range(4))
+        answers = await asyncio.gather(
+            *(store.claim("k", claim, ttl_ms=60_000) for store, claim in zip(stores, claims, strict=True))
+        )
+        assert len({claim.generation_id for claim in answers}) == 1
+        assert {claim.attempt for claim in answers} == {attempt}
+
+
+async def test_later_attempt_takes_a_claim_over_and_no_earlier_one_takes_it_back(store, other):
+    first, second, third = Claim("a", "1"), Claim("b", "1", 1, "a"), Claim("c", "1", 2, "b")
+    await store.claim("k", first, ttl_ms=60_000)
+    assert await other.claim("k", second, ttl_ms=60_000) == second
+    assert await store.claim("k", Claim("x", "1", 1, "a"), ttl_ms=60_000) == second
+    assert await store.claim("k", third, ttl_ms=60_000) == third
+    for late in (first, second):  # as whoever puts back what Valkey has lost does
+        assert await other.claim("k", late, ttl_ms=60_000) == third
+    assert await store.claimed("k") == third
+
+
+async def test_claim_is_released_by_nobody_but_whom_it_leads_to(store, other):
+    await store.claim("k", Claim("b", "1", 1, "a"), ttl_ms=60_000)
+    await other.release("k", "a")
+    await grow(store, "a", "s")
+    await other.delete("a", run="1", idempotency="k")
+    assert await store.claimed("k") == Claim("b", "1", 1, "a")
+    await grow(store, "b", "s")
+    await other.delete("b", run="1", idempotency="k")
+    assert await store.claimed("k") is None
+
+
+async def test_claim_of_an_earlier_version_is_a_first_attempt(store, valkey):
+    async with valkey.client() as client:
+        await client.set("replay:idempotency:k", '{"id":"a","body":"1"}', ex=60)
+    assert await store.claimed("k") == Claim("a", "1")
+    assert await store.claim("k", Claim("b", "1"), ttl_ms=60_000) == Claim("a", "1")
+    assert await store.claim("k", Claim("b", "1", 1, "a"), ttl_ms=60_000) == Claim("b", "1", 1, "a")
 
 
 async def test_claim_keeps_the_ttl_of_the_first(store, valkey):
-    await store.claim("k", {"id": "a"}, ttl_s=50)
-    await store.claim("k", {"id": "b"}, ttl_s=5000)
+    await store.claim("k", Claim("a", "1"), ttl_ms=50_000)
+    await store.claim("k", Claim("b", "1"), ttl_ms=5_000_000)
     async with valkey.client() as client:
         (key,) = await client.keys("*k")
         assert 0 < await client.ttl(key) <= 50

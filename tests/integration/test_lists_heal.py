@@ -52,6 +52,38 @@ async def test_a_key_is_used_once_also_when_valkey_forgets_the_last_second(make_
     assert len(upstream.calls) == 1
 
 
+@pytest.mark.parametrize("lost", ["all of it", "the second start"])
+async def test_a_key_that_began_anew_leads_to_the_same_when_valkey_forgets_the_last_second(
+    make_node, valkey, upstream, lost
+):
+    # given a key that began anew in the second that a crash takes away
+    here, there = await make_node(), await make_node()
+    snapshot = valkey.snapshot()
+
+    async def break_off(call):
+        await call.say("a word")
+        await call.cut()
+
+    upstream.script = break_off
+    failed = (await here.api.post("/generations", BODY, KEY)).json()["id"]
+    await here.api.ended(failed)
+    if lost == "the second start":
+        snapshot = valkey.snapshot()
+    upstream.script = None
+    again = (await here.api.post("/generations", BODY, KEY)).json()["id"]
+    call = await upstream.called()
+    await call.say("a ")
+
+    # when its caller tries once more, on either node
+    valkey.restore(snapshot)
+    for node in (there, here):
+        answer = await start_again(node.api)
+        assert (answer.status, answer.json()["id"]) == (200, again)
+    await call.finish()
+    assert (await there.api.ended(again))["status"] == "completed"
+    assert len(upstream.calls) == 2
+
+
 async def test_new_keys_work_again_a_moment_after_valkey_was_away(make_node, valkey, upstream):
     upstream.script = say("a")
     node = await make_node()
