@@ -113,6 +113,13 @@ class Settings:
     max_ttl_s: int = _setting(2_592_000, "the longest ttl a caller may ask for: nothing lives for ever", least=1)
     idempotency_ttl_s: int = _setting(86_400, "seconds an Idempotency-Key is remembered", least=1)
 
+    attach_retries: str = _setting(
+        "on",
+        "on or off: whether a call that says it is a retry gets what its first try has started, while that is live and "
+        "nobody reads it",
+        choices=("on", "off"),
+    )
+
     max_body_bytes: int = _setting(8 << 20, "request body; protects the node's memory", least=1024)
     max_body_values: int = _setting(
         250_000,

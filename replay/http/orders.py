@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +19,7 @@ from replay.wire import json
 
 _OPTIONS = frozenset(("id", "ttl", "metadata", "abandon_after"))
 _LONGEST_KEY = 255
+_KNOWN_BY = (*CREDENTIALS, "x-api-key", "Proxy-Authorization", "Cookie", "X-Forwarded-User", "X-Auth-Request-User")
 _LONGEST_MODEL = 512  # every list carries it
 
 
@@ -50,6 +53,9 @@ def order_of(
     ttl_s = _seconds(options, "ttl", least=1, most=settings.max_ttl_s)
     abandon_after_s = _seconds(options, "abandon_after", least=0.1, most=settings.max_ttl_s)
     generation_id = options.get("id")
+    key, job = _key(request, "Idempotency-Key"), _key(request, "Replay-Job")
+    if key is not None and job is not None:
+        raise InvalidRequest("Idempotency-Key and Replay-Job: expected one of them")
     return Order(
         request={key: value for key, value in body.items() if not (key == "model" and value is None)},
         api=api,
@@ -60,7 +66,10 @@ def order_of(
         ttl_ms=math.ceil((min(settings.ttl_s, settings.max_ttl_s) if ttl_s is None else ttl_s) * 1000),
         metadata=_metadata(options, body, settings),
         abandon_after_ms=None if abandon_after_s is None else math.ceil(abandon_after_s * 1000),
-        idempotency_key=_idempotency_key(request),
+        idempotency_key=key,
+        job=job,
+        caller=_caller(request) if settings.attach_retries == "on" else None,
+        tries=_tries(request),
         size=request.get(SIZE, 0),
     )
 
@@ -115,8 +124,20 @@ def _metadata(options: dict[str, Any], body: dict[str, Any], settings: Settings)
     return value
 
 
-def _idempotency_key(request: web.Request) -> str | None:
-    key = request.headers.get("Idempotency-Key")
+def _key(request: web.Request, name: str) -> str | None:
+    key = request.headers.get(name)
     if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable()):
-        raise InvalidRequest(f"Idempotency-Key: expected 1 to {_LONGEST_KEY} characters of printable ASCII")
+        raise InvalidRequest(f"{name}: expected 1 to {_LONGEST_KEY} characters of printable ASCII")
     return key
+
+
+def _caller(request: web.Request) -> bytes:
+    """A digest of all by which a caller may be known, to this service or to a proxy in front of it."""
+    known_by = ([name, *request.headers.getall(name, ())] for name in _KNOWN_BY)
+    return hashlib.sha256(json.dumps(list(known_by))).digest()
+
+
+def _tries(request: web.Request) -> int:
+    """How many tries went before this one, as OpenAI's clients count them; 0 where nothing is said."""
+    count = request.headers.get("x-stainless-retry-count", "")
+    return int(count) if re.fullmatch("[0-9]{1,4}", count) else 0

@@ -40,7 +40,7 @@ class Lives:
             if lost:
                 self._begin(feed, since_ms=since_ms)
             elif feed not in self._telling:
-                await self._store.unregister(feed.generation_id)
+                await self._take_off(feed)
 
     def _begin(self, feed: Feed, *, since_ms: int) -> None:
         self.give_up(feed)
@@ -68,7 +68,13 @@ class Lives:
             return
         end = decode_end(feed.log.entries[-1])
         if await self._chronicle.ended(start, created_ms, feed.log.times[-1], end):
-            await self._store.unregister(feed.generation_id)
+            await self._take_off(feed)
+
+    async def _take_off(self, feed: Feed) -> None:
+        """Its end is told: it is live no more."""
+        await self._store.unregister(feed.generation_id)
+        if feed.start.tries is not None and feed.log.complete:
+            await self._store.forget_try(feed.start.tries, feed.generation_id)
 
     async def wait_told(self, timeout: float) -> None:
         """Wait until everything is told, but not for longer than that."""

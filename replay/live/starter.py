@@ -13,6 +13,7 @@ from typing import Any
 from replay.config import Settings
 from replay.errors import Draining, GenerationExists, IdempotencyKeyReused, StoreUnavailable, TooManyGenerations
 from replay.live.feed import Feed, now_ms
+from replay.live.first_tries import FirstTries
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.model.event import Event, Kind, number
@@ -49,6 +50,11 @@ class Order:
     metadata: dict[str, Any] | None = None
     abandon_after_ms: int | None = None
     idempotency_key: str | None = None
+    job: str | None = None  # a key that is used with many requests, and stands for each of them apart
+    caller: bytes | None = field(
+        default=None, repr=False
+    )  # a digest of the credentials; None: retries are not looked for
+    tries: int = 0  # that went before this one, as the caller counts them
     size: int = 0  # about how many bytes of JSON the request is
 
 
@@ -65,7 +71,7 @@ class Started:
     """What became of an order."""
 
     feed: Feed
-    created: bool  # False: an earlier call with the same key had started it
+    created: bool  # False: an earlier call had started it
 
 
 class Starter:
@@ -80,9 +86,10 @@ class Starter:
         self._upstream = upstream
         self._settings = settings
         self._node = node
+        self._first_tries = FirstTries(store, hub, producers, node=node)
 
     async def start(self, order: Order) -> Started:
-        """Start a generation, or attach to the one the same Idempotency-Key has started.
+        """Start a generation, or attach to the one that the same key, or the first try of this call, has started.
 
         Goes on when its caller is cancelled: a client that hangs up cancels nothing. Raises Draining,
         TooManyGenerations, GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
@@ -95,17 +102,23 @@ class Starter:
         return await asyncio.shield(producers.own(self._start(order)))
 
     async def _start(self, order: Order) -> Started:
-        if order.idempotency_key is None:
-            chosen = order.generation_id
-            if chosen is not None and (self._producers.live(chosen) or await self._store.last(chosen) is not None):
-                raise GenerationExists(f"generation {chosen!r} exists")
-            return await self._create(order, chosen or new_generation_id())
-        return await self._start_once(order, order.idempotency_key)
+        if order.idempotency_key is not None or order.job is not None:
+            return await self._start_once(order)
+        tries = await offload(order.size, lambda: _digest_of_call(order))
+        if tries is not None and order.tries:
+            feed = await self._first_tries.take(tries)
+            if feed is not None:
+                return Started(feed, created=False)
+        chosen = order.generation_id
+        if chosen is not None and (self._producers.live(chosen) or await self._store.last(chosen) is not None):
+            raise GenerationExists(f"generation {chosen!r} exists")
+        return await self._create(order, chosen or new_generation_id(), tries=tries)
 
-    async def _start_once(self, order: Order, key: str) -> Started:
+    async def _start_once(self, order: Order) -> Started:
         """The claim decides on the id and the log on the producer, so any number of nodes may race."""
-        key_hash = hashlib.sha256(key.encode()).hexdigest()
         fingerprint = await offload(order.size, lambda: _fingerprint(order))
+        key = f"job\0{order.job}\0{fingerprint}" if order.idempotency_key is None else order.idempotency_key
+        key_hash = hashlib.sha256(key.encode()).hexdigest()
         if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
         wanted = Claim(order.generation_id or new_generation_id(), fingerprint)
@@ -132,7 +145,14 @@ class Starter:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
         if last is None:
             try:
-                return await self._create(order, generation_id, key_hash=key_hash, claim=claim)
+                return await self._create(
+                    order,
+                    generation_id,
+                    idempotency=key_hash,
+                    fingerprint=claim.fingerprint,
+                    attempt=claim.attempt or None,
+                    previous=claim.previous,
+                )
             except GenerationExists:
                 pass  # another call with the same key was faster
         feed = await self._hub.open(generation_id)
@@ -142,9 +162,8 @@ class Starter:
             await self._store.release(key_hash, generation_id)
         raise GenerationExists(f"generation {generation_id!r} exists")
 
-    async def _create(
-        self, order: Order, generation_id: str, *, key_hash: str | None = None, claim: Claim | None = None
-    ) -> Started:
+    async def _create(self, order: Order, generation_id: str, **found_by: Any) -> Started:
+        """Start a new one; ``found_by`` are the members of its `Start` by which other calls find it."""
         model = order.request.get("model") or await self._upstream.default_model(order.credentials)
         asked = order.request if order.prepare is None else await order.prepare(order.request)
         request = asked | {"model": model}
@@ -157,14 +176,11 @@ class Starter:
             abandon_after_ms=order.abandon_after_ms,
             metadata=order.metadata,
             notice=self._notice(order, model),
-            idempotency=key_hash,
-            fingerprint=claim and claim.fingerprint,
-            attempt=(claim and claim.attempt) or None,
-            previous=claim and claim.previous,
             api=order.api,
             response=order.response,
             ignored=order.ignored,
             namespaced=order.namespaced,
+            **found_by,
         )
         call, kept = await offload(order.size, lambda: self._written(order, request))
         opening = _Opening(start, kept)
@@ -177,6 +193,10 @@ class Starter:
             self._producers.own(self._settle_start(feed, events, opening, call))
             raise
         self._producers.produce(feed, call)
+        if start.tries is not None:
+            # Not before it stands: what was not confirmed in time is taken back, and its caller will try again.
+            note = self._store.note_try(start.tries, generation_id, created_ms=events[0].id.ms)
+            self._producers.own(note)
         return Started(feed, created=True)
 
     def _notice(self, order: Order, model: str) -> str | None:
@@ -254,5 +274,23 @@ class Starter:
 
 def _fingerprint(order: Order) -> str:
     """Equal for equal bodies, however they were written."""
-    body = [order.request, order.api, order.generation_id, order.ttl_ms, order.metadata, order.abandon_after_ms]
-    return hashlib.sha256(json.canonical(body)).hexdigest()
+    return hashlib.sha256(json.canonical(_body(order))).hexdigest()
+
+
+def _digest_of_call(order: Order) -> str | None:
+    """The same for this caller alone; of what is written the same, as a client does that repeats itself.
+
+    To sort it would take ten times as long. It stands in Valkey, and tells nothing of the credentials: whoever would
+    guess them has to know all of the request as well.
+    """
+    if order.caller is None:
+        return None
+    digest = hashlib.sha256(order.caller)
+    digest.update(json.dumps(_body(order)))
+    return digest.hexdigest()[:32]
+
+
+def _body(order: Order) -> list[Any]:
+    """What has to be equal. How the answer is sent is none of it: some clients ask again for the whole."""
+    request = {name: value for name, value in order.request.items() if name != "stream_options"}
+    return [request, order.api, order.generation_id, order.ttl_ms, order.metadata, order.abandon_after_ms]

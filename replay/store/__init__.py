@@ -158,10 +158,10 @@ class EventStore(Protocol):
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
 
-    async def delete(self, generation_id: str, *, run: str, idempotency: str | None) -> bool:
+    async def delete(self, generation_id: str, *, run: str, idempotency: str | None, tries: str | None = None) -> bool:
         """Remove every trace, bury the run, and tell every node; whether there was a log.
 
-        ``idempotency`` is the key that may lead to it.
+        ``idempotency`` is the key, and ``tries`` the digest, that may lead to it.
         """
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
@@ -208,6 +208,18 @@ class EventStore(Protocol):
     async def release(self, key: str, generation_id: str) -> None:
         """Unbind a key, if it is bound to this generation."""
 
+    async def note_try(self, digest: str, generation_id: str, *, created_ms: int) -> None:
+        """Note what a call has started, for its retries; the digest stands for the call and its caller."""
+
+    async def forget_try(self, digest: str, generation_id: str) -> None:
+        """Note it no more."""
+
+    async def tries(self, digest: str) -> list[str]:
+        """What is noted under a digest, oldest first; may name what has ended or is gone."""
+
+    async def take_try(self, generation_id: str, *, hold_ms: int) -> bool:
+        """Take a generation for a retry, for some time; whether nobody else has."""
+
     @property
     def leases_steady_for(self) -> float:
         """Seconds since Valkey was last away for leases; infinite when it never was."""
@@ -220,6 +232,9 @@ class EventStore(Protocol):
 
     async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed; it holds as long as the lease."""
+
+    async def listens(self, node: str) -> bool:
+        """Whether a node hears its notifications, which one that was killed does not long before its lease ends."""
 
     async def alive(self, nodes: Collection[str]) -> set[str]:
         """Which of these nodes are alive."""

@@ -1,21 +1,23 @@
-"""Which generation a key leads to."""
+"""Which generation a key leads to, and what a retry may have been the first try of."""
 
 from __future__ import annotations
 
 from importlib import resources
 
 from replay.store import Claim
-from replay.store.connection import Link
+from replay.store.connection import Link, at_once
 from replay.store.keys import Keys
 from replay.wire import json
 
 _SCRIPTS = resources.files("replay.store")
 _CLAIM = _SCRIPTS.joinpath("claim.lua").read_text()
 _RELEASE = _SCRIPTS.joinpath("release.lua").read_text()
+_TRIES = 32  # that are remembered of one call; protects from one that is made all the time
+_TRIES_MS = 3_600_000  # no client waits longer; what has ended is forgotten at once
 
 
 class ClaimCalls:
-    """The part of a ValkeyStore that is about claims."""
+    """The part of a ValkeyStore that leads to generations."""
 
     _keys: Keys
     _appends: Link
@@ -39,6 +41,30 @@ class ClaimCalls:
 
     def _releasing(self, key: str, generation_id: str) -> tuple[str | int, ...]:
         return "EVAL", _RELEASE, 1, self._keys.claim(key), generation_id
+
+    async def note_try(self, digest: str, generation_id: str, *, created_ms: int) -> None:
+        """Note what a call has started."""
+        key = self._keys.tries(digest)
+        await self._appends.ready()
+        await at_once(
+            self._appends,
+            ("ZADD", key, created_ms, generation_id),
+            ("ZREMRANGEBYRANK", key, 0, -_TRIES - 1),
+            ("PEXPIRE", key, _TRIES_MS),
+        )
+
+    async def forget_try(self, digest: str, generation_id: str) -> None:
+        """Note no more what a call has started."""
+        await self._appends.call("ZREM", self._keys.tries(digest), generation_id)
+
+    async def tries(self, digest: str) -> list[str]:
+        """What calls with this digest have started, oldest first."""
+        return [name.decode() for name in await self._reads.ask("ZRANGE", self._keys.tries(digest), 0, -1)]
+
+    async def take_try(self, generation_id: str, *, hold_ms: int) -> bool:
+        """Take a generation for some time; whether nobody else has."""
+        answer = await self._appends.call("SET", self._keys.taken(generation_id), "1", "NX", "PX", hold_ms)
+        return answer is not None
 
 
 def _written(claim: Claim) -> bytes:

@@ -14,6 +14,8 @@
 | `replay:node:<node>:watching` | hash id -> readers, same ttl | who reads what on that node |
 | `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
 | `replay:idempotency:<hash>` | string, JSON | what a key was used for |
+| `replay:tries:<digest>` | sorted set id by ms | what a call has started and is live, for its retries |
+| `replay:taken:<hash>` | string, a second | a retry was given this generation |
 | `replay:over:<hash>` | string, ttl + 10 min | this run is over: if its log is missing it is not lost |
 | `replay:probe` | string, a minute | whether Valkey takes what is written |
 | `replay:deleted` | sharded channel | ids of deleted generations, for the nodes' memories |
@@ -75,6 +77,14 @@ class Keys:
     def claim(self, key: str) -> str:
         """What an idempotency key, which is a hash here, was used for."""
         return f"{self._prefix}idempotency:{key}"
+
+    def tries(self, digest: str) -> str:
+        """What a call has started."""
+        return f"{self._prefix}tries:{digest}"
+
+    def taken(self, generation_id: str) -> str:
+        """The note that a retry was given a generation; hashed, since it may outlive that."""
+        return f"{self._prefix}taken:" + hashlib.sha256(generation_id.encode()).hexdigest()
 
     def tombstone(self, generation_id: str, run: str) -> str:
         """The note that a run is over; hashed, so that after that nothing names the generation any more."""

@@ -57,6 +57,11 @@ class NodeCalls:
         answers = await asyncio.gather(*(self._reads.ask("EXISTS", self._keys.node(name)) for name in names))
         return {name for name, answer in zip(names, answers, strict=True) if answer}
 
+    async def listens(self, node: str) -> bool:
+        """Whether a node hears its notifications."""
+        empty = keys.NUL  # about no generation
+        return bool(await self._reads.ask("SPUBLISH", self._keys.node_channel(node), empty))
+
     async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed."""
         key = self._keys.watching(node)

@@ -57,6 +57,10 @@ async def _rehearse(store: EventStore, name: str) -> None:
     await store.claim(name, Claim(name, ""), ttl_ms=_TTL_MS)
     await store.claimed(name)
     await store.release(name, name)
+    await store.note_try(name, name, created_ms=1)
+    await store.tries(name)
+    await store.take_try(name, hold_ms=1)
+    await store.forget_try(name, name)
     await store.unregister(name)
     await store.delete(name, run=name, idempotency=name)
     await store.bury(name, name, ttl_ms=1)
@@ -67,6 +71,7 @@ async def _rehearse(store: EventStore, name: str) -> None:
     await store.watch(name, {name: 0}, _TTL_MS)
     await store.watchers([name], beside="")
     await store.alive([name])
+    await store.listens(name)
     await store.end_lease(name)
     await store.probe()
 

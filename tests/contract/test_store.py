@@ -418,6 +418,9 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.recent(before=None, limit=10),
         lambda: store.unregister("nobody"),
         lambda: store.release("nothing", "nobody"),
+        lambda: store.note_try("digest", "g", created_ms=1),
+        lambda: store.take_try("g", hold_ms=60_000),
+        lambda: store.forget_try("nothing", "nobody"),
         lambda: store.watch("node_2", {"h": 0}, 60_000),
     ]
     for place, step in enumerate(life):
@@ -470,10 +473,12 @@ async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
     # given
     name = "gen_to_be_deleted"
     await store.claim("hash", Claim(name, "1"), ttl_ms=60_000)
+    await store.note_try("digest", name, created_ms=1000)
+    await store.take_try(name, hold_ms=60_000)
     await store.register(name, node="node_1", created_ms=1000)
     await store.append(name, batch("s", "ta", "e"), after=None, ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
     # when
-    assert await store.delete(name, run="1", idempotency="hash") is True
+    assert await store.delete(name, run="1", idempotency="hash", tries="digest") is True
     # then
     async with valkey.client(decode_responses=True) as client:
         for key in await client.keys():
@@ -984,7 +989,46 @@ async def test_claim_keeps_the_ttl_of_the_first(store, valkey):
         assert 0 < await client.ttl(key) <= 50
 
 
+# First tries.
+
+
+async def test_what_a_call_has_started_is_noted_until_it_is_forgotten(store, other):
+    assert await store.tries("digest") == []
+    await store.note_try("digest", "b", created_ms=2)
+    await other.note_try("digest", "a", created_ms=1)
+    await store.note_try("digest", "a", created_ms=1)  # as whoever puts back what Valkey has lost does
+    await store.note_try("another", "c", created_ms=1)
+    assert await other.tries("digest") == ["a", "b"]
+    await other.forget_try("digest", "a")
+    await other.forget_try("digest", "nobody")
+    assert await store.tries("digest") == ["b"]
+
+
+async def test_of_one_call_the_last_tries_are_noted(store):
+    for count in range(40):
+        await store.note_try("digest", f"g{count}", created_ms=count)
+    assert await store.tries("digest") == [f"g{count}" for count in range(8, 40)]
+
+
+async def test_of_many_who_take_a_generation_one_has_it_for_some_time(store, other):
+    taken = await asyncio.gather(*(each.take_try("g", hold_ms=60_000) for each in (store, other) * 4))
+    assert sorted(taken) == [False] * 7 + [True]
+    assert await other.take_try("h", hold_ms=1)
+    await eventually("the time to be over", lambda: store.take_try("h", hold_ms=60_000), bool)
+
+
 # Nodes.
+
+
+async def test_node_listens_as_long_as_it_is_there(start_store, other):
+    heard: list[Any] = []
+    node = await start_store()
+    await node.attend("node_1", notified=lambda *told: heard.append(told), deleted=_ignore)
+    assert await other.listens("node_1")
+    assert not await other.listens("nobody")
+    await node.stop()
+    await eventually("the end", lambda: other.listens("node_1"), lambda listens: not listens)
+    assert [told for told in heard if told[0]] == []  # nothing is said about a generation
 
 
 async def test_node_is_alive_as_long_as_its_lease(store, other):

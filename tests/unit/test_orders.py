@@ -20,7 +20,7 @@ from replay.http.bodies import Bodies
 from replay.http.orders import read_order
 from replay.live.starter import Order
 
-SETTINGS = Settings(ttl_s=100, max_ttl_s=1000, max_metadata_bytes=100)
+SETTINGS = Settings(ttl_s=100, max_ttl_s=1000, max_metadata_bytes=100, attach_retries="off")
 USER = [{"role": "user", "content": "Hi"}]
 
 
@@ -93,6 +93,29 @@ async def test_idempotency_key_is_read():
     assert (await order({"prompt": "Hi"})).idempotency_key is None
 
 
+async def test_job_is_read():
+    assert (await order({"prompt": "Hi"}, **{"Replay-Job": "k"})).job == "k"
+    assert (await order({"prompt": "Hi"})).job is None
+
+
+@pytest.mark.parametrize(("count", "tries"), [("0", 0), ("2", 2), ("", 0), ("-1", 0), ("1.5", 0), ("9" * 5000, 0)])
+async def test_tries_are_counted_as_openai_s_clients_count_them(count, tries):
+    assert (await order({"prompt": "Hi"}, **{"x-stainless-retry-count": count})).tries == tries
+
+
+async def test_caller_is_known_by_the_credentials_and_stands_nowhere():
+    async def caller(**headers: str) -> bytes | None:
+        asked = await order({"prompt": "Hi"}, settings=replace(SETTINGS, attach_retries="on"), **headers)
+        assert "caller" not in repr(asked)
+        return asked.caller
+
+    same = {"Authorization": "Bearer sk-a", "api-key": "b"}
+    assert await caller(**same) == await caller(**same, Accept="x", **{"x-stainless-retry-count": "1"})
+    others = [{}, {"Authorization": "Bearer sk-a"}, {"api-key": "b"}, {"x-api-key": "b"}, same | {"Cookie": "c"}, same]
+    assert len({await caller(**headers) for headers in others}) == len(others)
+    assert (await order({"prompt": "Hi"}, **same)).caller is None  # turned off
+
+
 # What is refused.
 
 
@@ -163,9 +186,10 @@ async def test_metadata_is_limited_as_json():
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256])
-async def test_idempotency_key_is_limited(key):
-    with pytest.raises(InvalidRequest, match="Idempotency-Key: expected 1 to 255 characters"):
-        await order({"prompt": "Hi"}, **{"Idempotency-Key": key})
+@pytest.mark.parametrize("header", ["Idempotency-Key", "Replay-Job"])
+async def test_keys_are_limited(header, key):
+    with pytest.raises(InvalidRequest, match=f"{header}: expected 1 to 255 characters"):
+        await order({"prompt": "Hi"}, **{header: key})
 
 
 @pytest.mark.parametrize("depth", [150, 500, 950, 1000, 1020])
