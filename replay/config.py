@@ -158,6 +158,12 @@ class Settings:
     cache_bytes: int = _setting(256 << 20, "memory for logs that nobody here produces or watches", least=0)
 
     keepalive_s: float = _setting(15.0, "seconds of silence before a keep-alive; proxies cut at 30 to 60", least=0.001)
+    head_patience_s: float = _setting(
+        10.0,
+        "seconds of the upstream's silence after which a streaming call is answered with its head, and a later refusal "
+        "stands in the stream; clients that have nothing by then call again. 0: at once",
+        least=0,
+    )
     retry_ms: int = _setting(1000, "what `retry:` tells an EventSource to wait before it comes back", least=0)
     write_buffer_bytes: int = _setting(
         64 << 10, "what may wait in the node for one reader before the reader counts as slow", least=1024

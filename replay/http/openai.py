@@ -31,7 +31,7 @@ from replay.http.streaming import Streaming
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
-from replay.live.starter import Order, Starter
+from replay.live.starter import Started, Starter
 from replay.model.generation import End
 from replay.store import EventStore
 from replay.upstream import Api, Upstream
@@ -55,14 +55,10 @@ class Calls:
     bodies: Bodies
     settings: Settings
 
-    async def start(self, order: Order) -> Feed:
-        """Start a generation, or attach to the one that the same Idempotency-Key has started."""
-        return (await self.starter.start(order)).feed
-
     async def first_words(self, feed: Feed) -> None:
-        """Wait until the upstream has said something, or has refused; raises Draining, StoreUnavailable."""
+        """Wait a while for the upstream to say something, or to refuse; raises Draining, StoreUnavailable."""
         with feed.watched():
-            await self.producers.answered(feed, self.settings.keepalive_s)
+            await self.producers.answered(feed)
         self.check_open(feed)
 
     def check_open(self, feed: Feed) -> None:
@@ -72,13 +68,13 @@ class Calls:
         if feed.invalid:
             raise StoreUnavailable("the generation's log is not there just now")
 
-    async def failure(self, feed: Feed) -> web.Response:
+    async def failure(self, feed: Feed, *, alone: bool) -> web.Response:
         """The answer for a generation that did not complete: what the upstream answered, or an error of ours.
 
         Of one that was refused before its first word nothing stays: who has sent the call knows, and nobody else can
-        have seen anything of it. So a chosen id is free for another try.
+        have seen anything of it. So a chosen id is free for another try. ``alone``: no other call is led to it.
         """
-        if not feed.refused:
+        if not feed.refused or not (alone or self._nobody_has_a_head(feed)):
             return _failure(feed)
         with suppress(GenerationNotFound, StoreUnavailable):
             await self.producers.delete(feed.generation_id)
@@ -86,6 +82,12 @@ class Calls:
         for name in link_headers(feed):
             del response.headers[name]
         return response
+
+    def _nobody_has_a_head(self, feed: Feed) -> bool:
+        """Whether it ended before any call that was led to it can have been answered with its id."""
+        lasted_ms = feed.log.times[-1] - feed.log.times[0]
+        background = (feed.start.response or {}).get("background")
+        return not background and lasted_ms < self.settings.head_patience_s * 1000
 
     async def whole(self, feed: Feed) -> Feed:
         """Wait for the end, however long it takes; the feed that has it."""
@@ -148,34 +150,36 @@ class Completions:
         """A legacy completion, streamed or whole."""
         return await self._answer(request, *await self._start_completion(request))
 
-    async def _start_chat(self, request: web.Request) -> tuple[Feed, Face | None]:
+    async def _start_chat(self, request: web.Request) -> tuple[Started, Face | None]:
         async with self._calls.bodies.read_object(request) as body:
             return await self._start(request, chat_request(body), Api.CHAT)
 
-    async def _start_completion(self, request: web.Request) -> tuple[Feed, Face | None]:
+    async def _start_completion(self, request: web.Request) -> tuple[Started, Face | None]:
         async with self._calls.bodies.read_object(request) as body:
             if not isinstance(body.get("prompt"), str | list):
                 raise InvalidRequest(f"prompt: expected a string or a list, got {shown(body.get('prompt'))}")
             return await self._start(request, body, Api.COMPLETIONS)
 
-    async def _start(self, request: web.Request, body: dict[str, Any], api: Api) -> tuple[Feed, Face | None]:
+    async def _start(self, request: web.Request, body: dict[str, Any], api: Api) -> tuple[Started, Face | None]:
         """Start it; the face of its stream, None where the whole is wanted."""
         calls = self._calls
         options = body.pop("replay", None)
         stream = take_flag(body, "stream")
         face = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
         order = order_of(request, body, options, calls.settings, api=api)
-        feed = await calls.start(replace(order, whole=not stream))
-        return feed, face if stream else None
+        started = await calls.starter.start(replace(order, whole=not stream))
+        return started, face if stream else None
 
-    async def _answer(self, request: web.Request, feed: Feed, face: Face | None) -> web.StreamResponse:
-        calls = self._calls
+    async def _answer(self, request: web.Request, started: Started, face: Face | None) -> web.StreamResponse:
+        calls, feed = self._calls, started.feed
         if face is None:
             feed = await calls.whole(feed)
-            return answer_json(assembled(feed), feed) if feed.completed else await calls.failure(feed)
+            if feed.completed:
+                return answer_json(assembled(feed), feed)
+            return await calls.failure(feed, alone=started.alone)
         await calls.first_words(feed)
         if said_nothing(feed):
-            return await calls.failure(feed)
+            return await calls.failure(feed, alone=started.alone)
         headers = link_headers(feed) | {"x-request-id": request["request_id"]}
         return calls.streaming.stream(request, feed, face, headers=headers)
 

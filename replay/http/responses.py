@@ -20,6 +20,7 @@ from replay.http.openai import Calls, answer_json, kept_request, link_headers, s
 from replay.http.orders import order_of
 from replay.http.problems import openai_error
 from replay.live.feed import Feed
+from replay.live.starter import Started
 from replay.model.generation import is_generation_id
 from replay.offload import offload
 from replay.upstream import Api
@@ -63,17 +64,18 @@ class ResponseCalls:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Start a response; answer with its events, with the whole, or, in the background, with what there is."""
         calls = self._calls
-        feed, stream, background = await self._start(request)
-        if background and not stream:
-            return self._answer(feed)
-        if not stream:
-            feed = await calls.whole(feed)
-            return await calls.failure(feed) if said_nothing(feed) else self._answer(feed)
+        started, stream, background = await self._start(request)
+        feed = started.feed
         if not background:
-            await calls.first_words(feed)
-        return await calls.failure(feed) if said_nothing(feed) and not background else self._stream(request, feed)
+            if stream:
+                await calls.first_words(feed)
+            else:
+                feed = await calls.whole(feed)
+            if said_nothing(feed):
+                return await calls.failure(feed, alone=started.alone)
+        return self._stream(request, feed) if stream else self._answer(feed)
 
-    async def _start(self, request: web.Request) -> tuple[Feed, bool, bool]:
+    async def _start(self, request: web.Request) -> tuple[Started, bool, bool]:
         """Start it; whether its events are wanted, and whether in the background."""
         calls = self._calls
         async with calls.bodies.read_object(request) as body:
@@ -90,7 +92,7 @@ class ResponseCalls:
                 ignored=tools.ignored or None,
                 namespaced=tools.namespaced or None,
             )
-            return await calls.start(order), stream, background
+            return await calls.starter.start(order), stream, background
 
     def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the response repeats of its request; it stands in the log, so what is bulky or not to be kept is not."""

@@ -21,6 +21,7 @@ from replay.http.openai import Calls, link_headers, said_nothing
 from replay.http.orders import chat_request, order_of
 from replay.http.origins import Origins
 from replay.live.feed import Feed
+from replay.live.starter import Started
 from replay.model.event import EventId
 from replay.upstream import Api
 from replay.wire.events import SSE
@@ -72,30 +73,32 @@ class Tokens:
             return await self._resume(request, cursor)
         return await self._show(request, await self._start_asked(request))
 
-    async def _start_asked(self, request: web.Request) -> Feed:
+    async def _start_asked(self, request: web.Request) -> Started:
         async with self._calls.bodies.read_object(request) as body:
             options = body.pop("replay", None)
             body.pop("stream", None)
             return await self._start(request, body, options)
 
-    async def _start(self, request: web.Request, body: dict[str, Any], options: Any) -> Feed:
+    async def _start(self, request: web.Request, body: dict[str, Any], options: Any) -> Started:
         calls = self._calls
         if not isinstance(body.get("prompt"), str):
             raise InvalidRequest("prompt: expected a string")
-        return await calls.start(order_of(request, chat_request(body), options, calls.settings, api=Api.CHAT))
+        order = order_of(request, chat_request(body), options, calls.settings, api=Api.CHAT)
+        return await calls.starter.start(order)
 
-    async def _show(self, request: web.Request, feed: Feed) -> web.StreamResponse:
-        calls = self._calls
+    async def _show(self, request: web.Request, started: Started) -> web.StreamResponse:
+        calls, feed = self._calls, started.feed
         await self._first_token(feed)
         if said_nothing(feed):
-            return await calls.failure(feed)
+            return await calls.failure(feed, alone=started.alone)
         # A reader that is cut before its first token has to know where it was all the same.
         opening = b"" if _has_token(feed) else _cursor_alone(feed, calls.settings.retry_ms)
         return calls.streaming.stream(request, feed, TOKENS, opening=opening, headers=_headers(request, feed))
 
     async def _first_token(self, feed: Feed) -> None:
-        """Wait for the first token or the end, but not so long that a proxy gives up."""
-        patience_s = self._calls.settings.keepalive_s
+        """Wait for the first token or the end, but not so long that a client or a proxy gives up."""
+        settings = self._calls.settings
+        patience_s = min(settings.keepalive_s, settings.head_patience_s)
         with contextlib.suppress(TimeoutError), feed.watched():
             async with asyncio.timeout(patience_s):
                 while not (_has_token(feed) or feed.log.complete or feed.invalid):

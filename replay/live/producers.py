@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
@@ -151,15 +152,17 @@ class Producers:
             },
         )
 
-    async def answered(self, feed: Feed, patience_s: float) -> None:
-        """Wait until the first words of a generation, or its end without any.
+    async def answered(self, feed: Feed) -> None:
+        """Wait until the first words of a generation, or its end without any, as long as somebody may wait for a head.
 
-        An upstream that has accepted the call and says nothing is waited for no longer than ``patience_s``.
+        An upstream that has accepted the call will hardly refuse it: it is waited for no longer than for a keep-alive.
         """
         producer = self._running.get(feed.generation_id)
-        if producer is not None and producer.feed is feed:
-            await producer.answered.wait()
-        await feed.wait_change(1, patience_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.head_patience_s):
+                if producer is not None and producer.feed is feed:
+                    await producer.answered.wait()
+                await feed.wait_change(1, self._settings.keepalive_s)
 
     # End.
 

@@ -73,6 +73,11 @@ class Started:
     feed: Feed
     created: bool  # False: an earlier call had started it
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other call is led to it."""
+        return self.created and self.feed.start.idempotency is None
+
 
 class Starter:
     """Any number of nodes may start the same generation at once: the log decides who has."""
