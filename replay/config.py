@@ -111,7 +111,7 @@ class Settings:
 
     ttl_s: int = _setting(86_400, "seconds a generation is kept after its end, where the caller names none", least=1)
     max_ttl_s: int = _setting(2_592_000, "the longest ttl a caller may ask for: nothing lives for ever", least=1)
-    idempotency_ttl_s: int = _setting(86_400, "seconds an Idempotency-Key is remembered", least=1)
+    idempotency_ttl_s: int = _setting(86_400, "seconds an Idempotency-Key or a Replay-Job is remembered", least=1)
 
     attach_retries: str = _setting(
         "on",

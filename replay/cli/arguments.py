@@ -45,7 +45,11 @@ def _add_generate(parsers: Any) -> None:
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
-    parser.add_argument("--idempotency-key", metavar="KEY", help="the same key shows the generation it started before")
+    parser.add_argument(
+        "--idempotency-key",
+        metavar="KEY",
+        help="the same key shows the generation it started before, unless that failed",
+    )
     _add_quiet(parser)
 
 

@@ -72,9 +72,9 @@ class Client:
         `A-Z a-z 0-9 _ -`; `ttl` is for how many seconds it is kept after its end; `metadata` comes back with it;
         `abandon_after` cancels it when nobody has watched for so many seconds.
 
-        The same `idempotency_key` gives the generation that the first call started. Without one each call makes its
-        own, so that an answer which was lost is asked for again and nothing is started twice. Raises InvalidRequest,
-        GenerationExists for an `id` that is taken, IdempotencyKeyReused for a key with another request,
+        The same `idempotency_key` gives the generation that the first call started, unless that has failed. Without one
+        each call makes its own, so that an answer which was lost is asked for again and nothing runs twice. Raises
+        InvalidRequest, GenerationExists for an `id` that is taken, IdempotencyKeyReused for a key with another request,
         TooManyGenerations.
         """
         options = {"id": id, "ttl": ttl, "metadata": metadata, "abandon_after": abandon_after}

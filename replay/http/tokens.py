@@ -97,8 +97,7 @@ class Tokens:
 
     async def _first_token(self, feed: Feed) -> None:
         """Wait for the first token or the end, but not so long that a client or a proxy gives up."""
-        settings = self._calls.settings
-        patience_s = min(settings.keepalive_s, settings.head_patience_s)
+        patience_s = self._calls.patience_s
         with contextlib.suppress(TimeoutError), feed.watched():
             async with asyncio.timeout(patience_s):
                 while not (_has_token(feed) or feed.log.complete or feed.invalid):
