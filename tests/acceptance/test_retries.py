@@ -23,6 +23,7 @@ CALLS = {
 }
 STREAMED = CHAT | {"stream": True}
 PATH = "/v1/chat/completions"
+KNOWN_S = 1.2  # after which every node knows of every reader, and does not hesitate for want of that
 
 
 @pytest.fixture
@@ -189,6 +190,7 @@ async def test_of_retries_that_come_together_each_gets_another(service, other_se
     for _ in range(3):
         call, id = await given_up(service, upstream, caller)
         calls[id] = call
+    await asyncio.sleep(KNOWN_S)
     # when each is tried again, on any node
     retries = [await trying(api, again(caller)) for api in (service, other_service, service)]
     for id in calls:
@@ -204,6 +206,7 @@ async def test_of_retries_that_come_together_each_gets_another(service, other_se
 
 async def test_of_two_retries_of_one_call_one_starts_its_own(service, other_service, upstream, caller):
     call, id = await given_up(service, upstream, caller)
+    await asyncio.sleep(KNOWN_S)
     retries = [await trying(api, again(caller)) for api in (service, other_service)]
     own = await upstream.called()
     for each in (call, own):
@@ -215,19 +218,29 @@ async def test_of_two_retries_of_one_call_one_starts_its_own(service, other_serv
     assert len(upstream.calls) == 2
 
 
-async def test_what_has_ended_is_not_attached_to(service, upstream, caller):
-    call, id = await given_up(service, upstream, caller)
+async def test_what_has_ended_is_not_attached_to(make_node, valkey, upstream, caller):
+    # given a first try that has ended, and is still noted, as when its node could not say so
+    nodes = [await make_node(), await make_node()]
+    call, id = await given_up(nodes[0].api, upstream, caller)
+    names = await eventually("the note", lambda: expiries(valkey), lambda found: any(":tries:" in key for key in found))
+    await asyncio.sleep(KNOWN_S)
     await call.finish()
-    await service.ended(id)
-    upstream.script = say("a")
-    answer = await service.post(PATH, STREAMED, again(caller))
-    assert answer.headers["replay-generation-id"] != id
+    await nodes[0].api.ended(id)
+    async with valkey.client() as client:
+        (note,) = [name for name in names if ":tries:" in name]
+        await eventually("its end", lambda: client.exists(note), lambda there: not there)
+        upstream.script = say("a")
+        for node in nodes:
+            await client.zadd(note, {id: 1})
+            answer = await node.api.post(PATH, STREAMED, again(caller))
+            assert answer.headers["replay-generation-id"] != id
 
 
 async def test_a_node_that_was_killed_keeps_no_retry_waiting(make_node, upstream, caller):
     # given a first try on a node that is killed, and whose lease goes on
     here, there = await make_node(lease_s=60), await make_node(lease_s=60)
     _, lost = await given_up(here.api, upstream, caller)
+    await asyncio.sleep(KNOWN_S)
     here.kill()
     # when the client tries again on another node
     upstream.script = say("a")
