@@ -69,7 +69,7 @@ def order_of(
         idempotency_key=key,
         job=job,
         caller=_caller(request) if settings.attach_retries == "on" else None,
-        tries=_tries(request),
+        retry=_is_retry(request),
         size=request.get(SIZE, 0),
     )
 
@@ -137,7 +137,6 @@ def _caller(request: web.Request) -> bytes:
     return hashlib.sha256(json.dumps(list(known_by))).digest()
 
 
-def _tries(request: web.Request) -> int:
-    """How many tries went before this one, as OpenAI's clients count them; 0 where nothing is said."""
-    count = request.headers.get("x-stainless-retry-count", "")
-    return int(count) if re.fullmatch("[0-9]{1,4}", count) else 0
+def _is_retry(request: web.Request) -> bool:
+    """Whether it was tried before, as OpenAI's clients count."""
+    return re.fullmatch("0*[1-9][0-9]*", request.headers.get("x-stainless-retry-count", "")) is not None

@@ -62,7 +62,7 @@ class FirstTries:
         return {
             name: live[name]
             for name, start in starts.items()
-            if start.tries == digest and await self._is_produced(name, start)
+            if start.digest == digest and await self._is_produced(name, start)
         }
 
     async def _is_produced(self, generation_id: str, start: Start) -> bool:

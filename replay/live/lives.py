@@ -73,8 +73,8 @@ class Lives:
     async def _take_off(self, feed: Feed) -> None:
         """Its end is told: it is live no more."""
         await self._store.unregister(feed.generation_id)
-        if feed.start.tries is not None and feed.log.complete:
-            await self._store.forget_try(feed.start.tries, feed.generation_id)
+        if feed.start.digest is not None and feed.log.complete:
+            await self._store.forget_try(feed.start.digest, feed.generation_id)
 
     async def wait_told(self, timeout: float) -> None:
         """Wait until everything is told, but not for longer than that."""

@@ -56,8 +56,8 @@ async def list_again(store: EventStore, feed: Feed) -> None:
     if start.idempotency is not None and start.fingerprint is not None:
         claim = Claim(feed.generation_id, start.fingerprint, start.attempt or 0, start.previous)
         await store.claim(start.idempotency, claim, ttl_ms=start.ttl_ms)
-    if start.tries is not None and not feed.log.complete:
-        await store.note_try(start.tries, feed.generation_id, created_ms=feed.log.times[0])
+    if start.digest is not None and not feed.log.complete:
+        await store.note_try(start.digest, feed.generation_id, created_ms=feed.log.times[0])
 
 
 def batch_length(entries: list[bytes]) -> int:

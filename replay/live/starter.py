@@ -51,10 +51,8 @@ class Order:
     abandon_after_ms: int | None = None
     idempotency_key: str | None = None
     job: str | None = None  # a key that is used with many requests, and stands for each of them apart
-    caller: bytes | None = field(
-        default=None, repr=False
-    )  # a digest of the credentials; None: retries are not looked for
-    tries: int = 0  # that went before this one, as the caller counts them
+    caller: bytes | None = field(default=None, repr=False)  # a digest of the credentials; None: it has no retries
+    retry: bool = False  # the caller says that this is not its first try
     size: int = 0  # about how many bytes of JSON the request is
 
 
@@ -109,15 +107,15 @@ class Starter:
     async def _start(self, order: Order) -> Started:
         if order.idempotency_key is not None or order.job is not None:
             return await self._start_once(order)
-        tries = await offload(order.size, lambda: _digest_of_call(order))
-        if tries is not None and order.tries:
-            feed = await self._first_tries.take(tries)
+        digest = await offload(order.size, lambda: _digest_of_call(order))
+        if digest is not None and order.retry:
+            feed = await self._first_tries.take(digest)
             if feed is not None:
                 return Started(feed, created=False)
         chosen = order.generation_id
         if chosen is not None and (self._producers.live(chosen) or await self._store.last(chosen) is not None):
             raise GenerationExists(f"generation {chosen!r} exists")
-        return await self._create(order, chosen or new_generation_id(), tries=tries)
+        return await self._create(order, chosen or new_generation_id(), digest=digest)
 
     async def _start_once(self, order: Order) -> Started:
         """The claim decides on the id and the log on the producer, so any number of nodes may race."""
@@ -198,9 +196,9 @@ class Starter:
             self._producers.own(self._settle_start(feed, events, opening, call))
             raise
         self._producers.produce(feed, call)
-        if start.tries is not None:
+        if start.digest is not None:
             # Not before it stands: what was not confirmed in time is taken back, and its caller will try again.
-            note = self._store.note_try(start.tries, generation_id, created_ms=events[0].id.ms)
+            note = self._store.note_try(start.digest, generation_id, created_ms=events[0].id.ms)
             self._producers.own(note)
         return Started(feed, created=True)
 

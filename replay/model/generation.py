@@ -68,9 +68,7 @@ class Start:
     fingerprint: str | None = None  # of the request, where there is a claim: what the claim was for
     attempt: int | None = None  # how many were started under the claim before; None: it is the first
     previous: str | None = None  # the id of the last of those
-    tries: str | None = (
-        None  # a digest of the call and its caller, by which a retry finds it; not where there is a claim
-    )
+    digest: str | None = None  # of the call and its caller, by which a retry finds it; none where there is a claim
     api: str | None = None  # the call of OpenAI's API that it answers; None: it was started at /generations
     response: dict[str, Any] | None = None  # what a response repeats of its request
     # Where a response's upstream only knows chat completions:

@@ -158,10 +158,10 @@ class EventStore(Protocol):
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
 
-    async def delete(self, generation_id: str, *, run: str, idempotency: str | None, tries: str | None = None) -> bool:
+    async def delete(self, generation_id: str, *, run: str, idempotency: str | None, digest: str | None = None) -> bool:
         """Remove every trace, bury the run, and tell every node; whether there was a log.
 
-        ``idempotency`` is the key, and ``tries`` the digest, that may lead to it.
+        ``idempotency`` is the key, and ``digest`` that of the call, which may lead to it.
         """
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:

@@ -198,12 +198,12 @@ class ValkeyStore(NodeCalls, ClaimCalls):
             call("PEXPIRE", self._keys.request(generation_id), ttl_ms),
         )
 
-    async def delete(self, generation_id: str, *, run: str, idempotency: str | None, tries: str | None = None) -> bool:
+    async def delete(self, generation_id: str, *, run: str, idempotency: str | None, digest: str | None = None) -> bool:
         """Remove every trace of a generation but the note that its run is over."""
         await self._appends.ready()
         call = self._appends.start_call
         released = [] if idempotency is None else [call(*self._releasing(idempotency, generation_id))]
-        forgotten = [] if tries is None else [call("ZREM", self._keys.tries(tries), generation_id)]
+        forgotten = [] if digest is None else [call("ZREM", self._keys.tries(digest), generation_id)]
         _, removed, *_ = await asyncio.gather(
             call("SET", self._keys.tombstone(generation_id, run), "1", "PX", BURIED_MS),
             call("DEL", self._keys.events(generation_id)),

@@ -478,7 +478,7 @@ async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
     await store.register(name, node="node_1", created_ms=1000)
     await store.append(name, batch("s", "ta", "e"), after=None, ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
     # when
-    assert await store.delete(name, run="1", idempotency="hash", tries="digest") is True
+    assert await store.delete(name, run="1", idempotency="hash", digest="digest") is True
     # then
     async with valkey.client(decode_responses=True) as client:
         for key in await client.keys():

@@ -98,9 +98,15 @@ async def test_job_is_read():
     assert (await order({"prompt": "Hi"})).job is None
 
 
-@pytest.mark.parametrize(("count", "tries"), [("0", 0), ("2", 2), ("", 0), ("-1", 0), ("1.5", 0), ("9" * 5000, 0)])
-async def test_tries_are_counted_as_openai_s_clients_count_them(count, tries):
-    assert (await order({"prompt": "Hi"}, **{"x-stainless-retry-count": count})).tries == tries
+@pytest.mark.parametrize("count", ["1", "2", "10", "007"])
+async def test_retry_is_told_by_the_count_of_openai_s_clients(count):
+    assert (await order({"prompt": "Hi"}, **{"x-stainless-retry-count": count})).retry
+    assert not (await order({"prompt": "Hi"})).retry
+
+
+@pytest.mark.parametrize("count", ["0", "", "-1", "1.5", "x", "²", "true"])
+async def test_any_other_count_is_no_retry(count):
+    assert not (await order({"prompt": "Hi"}, **{"x-stainless-retry-count": count})).retry
 
 
 async def test_caller_is_known_by_the_credentials_and_stands_nowhere():
