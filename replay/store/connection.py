@@ -11,10 +11,12 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from valkey.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from valkey.exceptions import ValkeyError
@@ -25,6 +27,7 @@ from replay.store.resp import ConnectionLost, Wire
 log = logging.getLogger(__name__)
 
 _OLDEST = (8, 0)
+_DATABASE = re.compile(r"/?|/[0-9]{1,9}")
 _SHORT_PAUSE_S = 0.1  # before connecting to a server that accepts and drops
 _LONGEST_PAUSE_S = 1.0  # between two tries to connect
 _GRACE_S = 1.0  # a call waits that long for a connection which has only just been lost
@@ -48,13 +51,14 @@ class Address:
         try:
             parts: dict[str, Any] = dict(parse_url(url))
             kind = parts.pop("connection_class", None)
+            _check_path(parts.get("path"), url)
             tls = SSLConnection(**parts).ssl_context.get() if kind is SSLConnection else None
         except OSError as error:
             raise InvalidSetting("--valkey-url: a file that it names cannot be read", aside=str(error)) from error
         except (ValueError, TypeError, ValkeyError) as error:  # its text may be a part of the password
             raise InvalidSetting(
-                "--valkey-url: expected valkey://[user:password@]host[:port][/database], valkeys://… or unix://…, with "
-                "options that valkey-py knows; user and password are percent-encoded"
+                "--valkey-url: expected valkey://[user:password@]host[:port][/database], valkeys://…, or "
+                "unix:///path[?db=database]; user and password are percent-encoded"
             ) from error
         return cls(
             host=parts.get("host", "localhost"),
@@ -69,6 +73,12 @@ class Address:
     def __str__(self) -> str:
         """The address without its secrets, for messages."""
         return self.path or f"{self.host}:{self.port}"
+
+
+def _check_path(socket: str | None, url: str) -> None:
+    """Refuse what the parser passes over: a socket without a path, and a database that is no number."""
+    if socket is None and (url.startswith("unix:") or not _DATABASE.fullmatch(urlsplit(url).path)):
+        raise ValueError
 
 
 class Link:
