@@ -63,7 +63,7 @@ def number(request: web.Request, name: str, *, least: float, most: float) -> flo
         return None
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not least <= value <= most:
-        raise InvalidRequest(f"{name}={text[:100]!r}: expected a number from {least:g} to {most:g}")
+        raise InvalidRequest(f"{name}={text[:100]!r}: expected a number from {least:.15g} to {most:.15g}")
     return value
 
 

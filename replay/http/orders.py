@@ -105,7 +105,7 @@ def _seconds(options: dict[str, Any], name: str, *, least: float, most: float) -
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InvalidRequest(f"replay.{name}: expected seconds from {least:g} to {most:g}, got {shown(value)}")
+        raise InvalidRequest(f"replay.{name}: expected seconds from {least:.15g} to {most:.15g}, got {shown(value)}")
     return value
 
 

@@ -112,7 +112,17 @@ def answer_to_http(request: web.BaseRequest, error: web.HTTPException) -> web.Re
     """An error of aiohttp's as one of ours."""
     phrase = HTTPStatus(error.status).phrase
     code = phrase.lower().replace(" ", "_")
-    answer = _answer_to(request, error.status, phrase, f"{request.method} {request.path}", code)
+    answer = _answer_to(request, error.status, phrase, _detail(request, error), code)
     if isinstance(error, web.HTTPMethodNotAllowed):
         answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     return answer
+
+
+def _detail(request: web.BaseRequest, error: web.HTTPException) -> str:
+    """What was expected, and what came."""
+    if isinstance(error, web.HTTPExpectationFailed):
+        return "Expect: expected 100-continue, or no such header"
+    asked = f"{request.method} {request.path[:200]}"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{asked}: expected {', '.join(sorted(error.allowed_methods))}"
+    return f"{asked}: there is no such path" if isinstance(error, web.HTTPNotFound) else asked

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from replay.errors import InvalidRequest, ModelNotFound
 from replay.model.event import FILLED, PIECES, Entry, EventId, Kind
 from replay.model.generation import End, Status
 from replay.wire import json, sse
@@ -23,6 +24,7 @@ from replay.wire.openai import Shape, further_fields, visible_text, whole_chunk,
 _STREAM = "text/event-stream; charset=utf-8"
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
 _DONE = b"[DONE]"
+_CALLERS_ERRORS = frozenset((InvalidRequest.code, ModelNotFound.code))
 _COUNTS = frozenset(("usage", "timings"))  # llama-server moves its times to the chunk that has the usage
 
 
@@ -107,9 +109,10 @@ def error_object(end: End) -> dict[str, Any]:
     """OpenAI's error object for a generation that did not complete; the upstream's own words where it had any."""
     error: dict[str, Any] = end.error or {"code": end.status.value, "message": f"The generation was {end.status}."}
     upstream = error.get("upstream", {})
+    kind = "invalid_request_error" if error["code"] in _CALLERS_ERRORS else error["code"]
     return {
         "message": error["message"],
-        "type": upstream.get("type") or error["code"],
+        "type": upstream.get("type") or kind,
         "param": upstream.get("param"),
         "code": upstream.get("code") or error["code"],
     }

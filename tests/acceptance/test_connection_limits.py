@@ -137,6 +137,7 @@ async def test_an_expectation_that_is_not_known_is_a_problem(make_node, path):
     answer = await node.api.get(path, headers={"Expect": "nonsense"})
     assert (answer.status, answer.media_type) == (417, "application/problem+json")
     assert answer.json()["code"] == "expectation_failed"
+    assert answer.json()["detail"] == "Expect: expected 100-continue, or no such header"
     openai = await node.api.get("/v1/models", headers={"Expect": "nonsense"})
     assert (openai.status, openai.json()["error"]["code"]) == (417, "expectation_failed")
 

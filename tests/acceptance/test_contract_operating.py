@@ -100,6 +100,20 @@ async def test_no_answer_names_a_version_or_lets_a_browser_guess(service, upstre
     stream.hang_up()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "detail"),
+    [
+        ("GET", "/nothing", "GET /nothing: there is no such path"),
+        ("GET", "/v1/nothing", "GET /v1/nothing: there is no such path"),
+        ("PUT", "/generations", "PUT /generations: expected GET, HEAD, POST"),
+        ("GET", "/v1/responses", "GET /v1/responses: expected POST"),
+    ],
+)
+async def test_what_nobody_answers_is_told_with_what_was_expected(service, method, path, detail):
+    answer = (await request(method, service.at(path))).json()
+    assert (answer["error"]["message"] if "error" in answer else answer["detail"]) == detail
+
+
 @pytest.mark.parametrize("line", ["nonsense", "GET / HTTP/9.9", "GET /" + "x" * 40_000 + " HTTP/1.1"])
 async def test_neither_does_an_answer_to_what_is_no_request(service, line):
     async with connected(service.url) as wire:

@@ -143,7 +143,8 @@ async def test_a_tool_that_is_demanded_is_not_left_out(service, upstream, choice
     answer = await ask(service, BODY | {"tool_choice": choice, "stream": stream})
     assert answer.status == 400, answer
     error = answer.json()["error"]
-    assert (error["code"], error["message"].split(":")[0].split(".")[0]) == ("invalid_request", "tool_choice")
+    assert (error["code"], error["type"]) == ("invalid_request", "invalid_request_error")
+    assert error["message"].split(":")[0].split(".")[0] == "tool_choice"
     assert "replay-ignored" not in answer.headers
     assert upstream.calls == []
 

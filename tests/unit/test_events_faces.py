@@ -130,6 +130,15 @@ def test_chunks_are_framed_exactly():
             {"message": "no", "type": "t", "param": "p", "code": 429},
         ),
         (
+            End(status=Status.FAILED, error={"code": "invalid_request", "message": "tool_choice: expected …"}),
+            {
+                "message": "tool_choice: expected …",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "invalid_request",
+            },
+        ),
+        (
             End(status=Status.CANCELLED),
             {"message": "The generation was cancelled.", "type": "cancelled", "param": None, "code": "cancelled"},
         ),

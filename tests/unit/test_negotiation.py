@@ -143,6 +143,11 @@ def test_number_out_of_its_range_names_the_range(text):
         negotiation.number(asking("wait=" + quote(text)), "wait", least=0, most=60)
 
 
+def test_range_is_named_as_people_write_numbers():
+    with pytest.raises(InvalidRequest, match=r"speed=.*expected a number from 0\.001 to 1000000$"):
+        negotiation.number(asking("speed=0"), "speed", least=0.001, most=1e6)
+
+
 def test_number_that_is_not_asked_for_is_none():
     assert negotiation.number(asking(), "wait", least=0, most=60) is None
 
