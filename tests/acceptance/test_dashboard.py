@@ -148,6 +148,20 @@ async def test_list_tells_how_far_the_live_ones_are_and_who_watches(open_page, n
     await tab.until("{}?.endsWith('s')".format(cell.format("first")))
 
 
+async def test_list_claims_no_tokens_that_nobody_has_counted(browser, open_page, node, upstream):
+    # given a live one with events of which none is a token, and no feed that tells how far it is
+    id = (await node.api.start())["id"]
+    call = await upstream.called()
+    await think(call, "Hm")
+    await node.api.has(id, 2)
+    await browser.route("**/feed?*", lambda route: route.abort())
+
+    tab = await open_page()
+
+    await shows_rows(tab, (id, "streaming"))
+    assert await tab.page.inner_text(".rows .row .tokens") == "–"
+
+
 async def test_list_is_filtered_by_status_and_text(open_page, node, upstream):
     good, call = await begin(node.api, upstream, "a", metadata={"ticket": "ACME-42"})
     await call.finish()
@@ -354,6 +368,17 @@ async def test_tool_calls_and_reasoning_are_shown_apart_from_the_answer(open_pag
     await later.until("document.querySelectorAll('.call').length === 2")
     await later.until("document.querySelector('[data-part=reasoning-text]')?.textContent === wanted", "Where is it?")
     await later.until(TEXT, "Let me look.")
+
+
+async def test_a_refusal_is_an_answer(open_page, node, upstream):
+    id = (await node.api.start())["id"]
+    call = await upstream.called()
+    await call.send(call.chunk({"delta": {"refusal": "I will not."}}))
+    await call.finish()
+    tab = await open_page(f"/g/{id}")
+    await tab.until(STANDING, "Ended: the model was done")
+    assert await tab.page.inner_text("[data-part=refusal-text]") == "I will not."
+    assert await tab.page.is_hidden("[data-part=waiting]")
 
 
 async def test_what_a_model_says_is_text_and_nothing_else(open_page, node, upstream):

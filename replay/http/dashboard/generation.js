@@ -203,8 +203,8 @@ export class GenerationPage {
   }
 
   #wait() {
-    const { waiting, text, reasoning, calls } = this.#parts;
-    waiting.hidden = Boolean(text.firstChild || calls.firstChild || !reasoning.hidden);
+    const { waiting, text, reasoning, refusal, calls } = this.#parts;
+    waiting.hidden = Boolean(text.firstChild || calls.firstChild || !reasoning.hidden || !refusal.hidden);
     setText(waiting, this.#known.end ? "The model said nothing." : "Waiting for the first token…");
   }
 

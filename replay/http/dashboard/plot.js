@@ -146,7 +146,7 @@ function summaryOf(recording, stalls) {
   if (tokens + others === 0) return recording.complete ? "No tokens" : "No token yet";
   return [
     tokens ? `${counted(tokens, "token")}, the first after ${span(recording.first)}` : "No token of the answer",
-    ...(others ? [`${counted(others, "piece")} of reasoning or tool calls`] : []),
+    ...(others ? [`${counted(others, "piece")} of reasoning, refusal or tool calls`] : []),
     stalls.length ? `${counted(stalls.length, "stall")}, the longest ${span(longest)}` : "no stalls",
   ].join("; ");
 }

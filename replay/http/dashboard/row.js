@@ -31,7 +31,7 @@ export class Row {
     this.status = told.status;
     this.model = told.model ?? this.model ?? "";
     this.metadata = told.metadata ?? this.metadata ?? {};
-    this.tokens = told.tokens ?? this.tokens ?? tokensIn(told);
+    this.tokens = told.tokens ?? this.tokens ?? null;
     this.first = told.ttft_ms ?? this.first ?? null;
     this.lasted = told.duration_ms ?? (told.ended ? told.ended * 1000 - this.created : null);
     this.viewers = told.subscribers ?? this.viewers ?? 0;
@@ -105,10 +105,4 @@ export class Row {
 
 function asText(value) {
   return typeof value === "string" ? value : JSON.stringify(value);
-}
-
-/** How many tokens a generation has, as well as the list tells: its events are its start, its tokens, its end. */
-function tokensIn({ usage, events, ended }) {
-  if (usage?.completion_tokens !== undefined) return usage.completion_tokens;
-  return events === undefined ? null : Math.max(0, events - (ended ? 2 : 1));
 }
