@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 from replay.cli.printable import is_plain, one_line
 from replay.client import Generation
 
 _STYLES = {"completed": "green", "failed": "red", "interrupted": "red", "cancelled": "yellow", "streaming": "cyan"}
+_NUMBERS = ("age", "events", "watching")
+_DISPENSABLE = ("watching", "events", "age", "model", "reason", "status")  # in a narrow terminal, from the first on
+_ROOM = {"model": 12}  # characters
+_USUAL_ROOM = 32  # ids that the service makes have 31
 _WHOLE = (None, "stop", "tool_calls", "function_call")  # reasons for which a model ends by itself
 
 
@@ -34,29 +39,54 @@ def print_table(generations: Iterable[Generation]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    now = time.time()
-    rows = list(generations)
-    with_reasons = any(map(reason, rows))  # a column of nothing would take the place of ids
+    console = Console(color_system=None if is_plain() else "auto")
+    columns = _fitting(_columns(list(generations)), console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", overflow="fold")
-    table.add_column("status", no_wrap=True)
-    table.add_column("model", overflow="fold")
-    table.add_column("age", justify="right", no_wrap=True)
-    table.add_column("events", justify="right", no_wrap=True)
-    table.add_column("watching", justify="right", no_wrap=True)
-    if with_reasons:
-        table.add_column("reason", overflow="fold")
-    for generation in rows:
-        table.add_row(
-            generation.id,
-            Text(generation.status, style=_STYLES.get(generation.status, "")),
-            Text(one_line(generation.model)),
-            age(now - generation.created),
-            f"{generation.events:,}",
-            f"{generation.subscribers:,}",
-            *([Text(one_line(reason(generation)))] if with_reasons else []),
-        )
-    Console(color_system=None if is_plain() else "auto").print(table)
+    for name, values in columns.items():
+        justify: Literal["right", "left"] = "right" if name in _NUMBERS else "left"
+        whole = len(columns) > 1 and _longest(name, values) == _room(name, values)
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(value, style=_style(name, value)) for name, value in zip(columns, row, strict=True)))
+    console.print(table)
+
+
+def _style(name: str, value: str) -> str:
+    return _STYLES.get(value, "") if name == "status" else ""
+
+
+def _columns(generations: Sequence[Generation]) -> dict[str, list[str]]:
+    now = time.time()
+    columns = {
+        "id": [each.id for each in generations],
+        "status": [str(each.status) for each in generations],
+        "model": [one_line(each.model) for each in generations],
+        "age": [age(now - each.created) for each in generations],
+        "events": [f"{each.events:,}" for each in generations],
+        "watching": [f"{each.subscribers:,}" for each in generations],
+        "reason": [one_line(reason(each)) for each in generations],
+    }
+    if not any(columns["reason"]):
+        del columns["reason"]
+    return columns
+
+
+def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """Those of the columns for which a terminal has room: an id that is folded cannot be copied in one go."""
+    for name in _DISPENSABLE:
+        if sum(_room(other, values) + 2 for other, values in columns.items()) - 2 <= width:
+            break
+        columns = {other: values for other, values in columns.items() if other != name}
+    return columns
+
+
+def _room(name: str, values: list[str]) -> int:
+    """How wide a column is at least, where it may be folded."""
+    return min(_longest(name, values), _ROOM.get(name, _USUAL_ROOM))
+
+
+def _longest(name: str, values: list[str]) -> int:
+    return max(map(len, (name, *values)))
 
 
 def age(seconds: float) -> str:

@@ -521,8 +521,30 @@ async def test_a_list_tells_the_reason_of_what_did_not_complete(run, show, servi
     assert lines.stdout.decode().rstrip("\n").split("\t")[::6] == [id, "upstream_truncated"]
     window = await show("ls", "--q", id)
     assert await window.exit() == 0
-    assert window.screen.lines[0].split()[-1] == "reason"
-    assert "upstream" in window.screen.lines[1]
+    # on a terminal before what else there is no room for: ids and reasons are there to be copied
+    head, row = window.screen.lines
+    assert head.split() == ["id", "status", "model", "age", "reason"]
+    assert re.fullmatch(rf"{id} +failed +test-model +\d+ s +upstream_truncated", row)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        (80, ["id", "status", "model", "age", "reason"]),
+        (42, ["id", "status"]),
+        (31, ["id"]),
+        (16, ["id"]),
+    ],
+)
+async def test_a_list_leaves_out_what_a_narrow_terminal_has_no_room_for(show, service, upstream, columns, names):
+    upstream.script = lambda call: call.cut()
+    id = await service.run()
+    window = await show("ls", "--q", id, COLUMNS=str(columns))
+    assert await window.exit() == 0
+    head, *rows = window.screen.lines
+    assert head.split() == names
+    assert "".join(row.split()[0] for row in rows) == id
+    assert len(rows) == (1 if columns > 16 else 2)
 
 
 async def test_what_is_deleted_is_gone_and_what_is_not_there_is_told(run, service, upstream):
