@@ -218,8 +218,8 @@ def build_upstream(settings: Settings, environ: Mapping[str, str] = os.environ) 
     Raises InvalidSetting.
     """
     redaction = Redaction(config.secrets(settings, environ))
-    url = settings.upstream_url or environ.get("OPENAI_BASE_URL")
-    key = settings.upstream_api_key or environ.get("OPENAI_API_KEY")
+    url = settings.upstream_url or environ.get("OPENAI_BASE_URL") or None  # set to nothing it is not set
+    key = settings.upstream_api_key or environ.get("OPENAI_API_KEY") or None
     named = [row for row in re.split(r"[;\n]", settings.upstreams or "") if row.strip()]
     rows = [_upstream_row(number, row, settings, redaction, environ) for number, row in enumerate(named, 1)]
     if url is not None or key is not None:

@@ -122,7 +122,7 @@ def _detail(request: web.BaseRequest, error: web.HTTPException) -> str:
     """What was expected, and what came."""
     if isinstance(error, web.HTTPExpectationFailed):
         return "Expect: expected 100-continue, or no such header"
-    asked = f"{request.method} {request.path[:200]}"
+    call = f"{request.method} {request.path[:200]}"
     if isinstance(error, web.HTTPMethodNotAllowed):
-        return f"{asked}: expected {', '.join(sorted(error.allowed_methods))}"
-    return f"{asked}: there is no such path" if isinstance(error, web.HTTPNotFound) else asked
+        return f"{call}: expected {', '.join(sorted(error.allowed_methods))}"
+    return f"{call}: there is no such path" if isinstance(error, web.HTTPNotFound) else call

@@ -73,6 +73,12 @@ async def test_model_of_no_row_is_not_found():
         await rows.default_model()
 
 
+@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "OPENAI_API_KEY"])
+def test_variable_that_is_set_to_nothing_names_no_upstream(variable):
+    # as compose files set those that their reader has not
+    assert isinstance(build_upstream(Settings(), {variable: ""}), DemoUpstream)
+
+
 def test_what_the_settings_name_is_what_answers():
     assert isinstance(build_upstream(Settings(), {}), DemoUpstream)
     assert isinstance(build_upstream(Settings(), {"OPENAI_API_KEY": "k"}), OpenAIUpstream)
