@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -142,7 +143,9 @@ class Workers:
         process = context.Process(
             target=_run, args=(self._work, self._settings, self._shared, number, theirs), name=f"worker {number}"
         )
-        # Ctrl-C in a terminal is for this process, which passes it on; a signal mask is inherited.
+        # Ctrl-C in a terminal is for this process, which passes it on; a signal mask is inherited. `start` would begin
+        # with this tracker, and lift the mask then: the first worker would take Ctrl-C for a second signal.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()

@@ -112,6 +112,13 @@ async def said(node: Node, pattern: str) -> re.Match[str] | None:
     return re.search(pattern, node.stderr)
 
 
+async def draining(node: Node, workers: int) -> None:
+    async def count() -> int:
+        return node.stderr.count("draining")
+
+    await eventually(f"{workers} workers to be draining", count, lambda count: count == workers)
+
+
 async def statuses_of(node: Node, ids: list[str]) -> list[str]:
     return [(await node.api.generation(id))["status"] for id in ids]
 
@@ -141,6 +148,31 @@ async def test_sigterm_while_a_worker_is_started_again_is_as_clean_as_ever(worke
     assert await workers.stop() == 0
 
 
+async def test_ctrl_c_reaches_every_process_of_a_terminal_and_is_one_signal(make_node, upstream):
+    # given answers that go on, on both workers
+    node = await make_node(workers=2, drain_grace_s=60)
+    calls, ids = [], []
+    while not all((await counted(node, "replay_generations_live")).values()):
+        ids.append((await node.api.start())["id"])
+        calls.append(await upstream.called())
+    sources = [asyncio.create_task(node.api.read(id)) for id in ids]
+    await eventually(
+        "all to be read", lambda: counted(node, "replay_subscribers"), lambda readers: sum(readers.values()) == len(ids)
+    )
+
+    # when
+    os.killpg(node.pid, signal.SIGINT)
+
+    # then they may finish
+    await draining(node, 2)
+    for call in calls:
+        await call.say("done")
+        await call.finish()
+    assert await node.wait() == 0
+    for read in sources:
+        assert messages((await read).body)[-1].json()["status"] == "completed"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_second_signal_stops_at_once(make_node, upstream, number):
     node = await make_node(workers=2, drain_grace_s=60)
@@ -148,11 +180,7 @@ async def test_second_signal_stops_at_once(make_node, upstream, number):
         await node.api.start()
     pids = pids_of(node)
     os.kill(node.pid, number)
-
-    async def draining() -> int:
-        return node.stderr.count("draining")
-
-    await eventually("both to be draining", draining, lambda count: count == 2)
+    await draining(node, 2)
     os.kill(node.pid, number)
     assert await node.wait() == 1
     await gone(pids)
