@@ -128,6 +128,11 @@ async def test_list_shows_live_ones_first_and_follows_the_feed(open_page, node, 
 
     # then
     await shows_rows(tab, (begun, "streaming"), (ended, "completed"), (live, "failed"))
+    # and who points at what failed is told why, now and after a reload
+    assert await tab.page.get_attribute("[data-status=failed]", "title") == "upstream_truncated"
+    await tab.page.reload()
+    await shows_rows(tab, (begun, "streaming"), (ended, "completed"), (live, "failed"))
+    assert await tab.page.get_attribute("[data-status=failed]", "title") == "upstream_truncated"
 
 
 async def test_list_tells_how_far_the_live_ones_are_and_who_watches(open_page, node, upstream):

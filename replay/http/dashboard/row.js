@@ -38,6 +38,7 @@ export class Row {
     this.#hay = [this.id, this.model, ...Object.values(this.metadata).map(asText)].join("\n").toLowerCase();
     this.#chip.dataset.status = this.status;
     setText(this.#chip, this.status);
+    this.#chip.title = told.error?.code ?? "";
     setText(this.#cells.model, this.model);
     this.show();
   }
