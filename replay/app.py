@@ -242,7 +242,10 @@ def _upstream_row(
     """One row; its errors do not repeat it, since a key may stand in the wrong place."""
     pattern, *further = row.split()
     if not 1 <= len(further) <= 2 or "://" in pattern or not further[0].startswith(("http://", "https://")):
-        raise InvalidSetting(f"--upstreams: expected a pattern, a base URL and a variable's name in row {number}")
+        raise InvalidSetting(
+            "--upstreams: expected a pattern, a base URL and, where it asks for a key, a variable's name "
+            f"in row {number}, as in gpt-* https://api.openai.com/v1 OPENAI_API_KEY"
+        )
     if len(further) == 2 and further[1] not in environ:
         name = further[1] if re.fullmatch("[A-Z]{1,12}|[A-Z0-9]+(_[A-Z0-9]+)+", further[1]) else "it names"
         raise InvalidSetting(f"--upstreams: expected a key in the variable {name}, which is not set, for row {number}")

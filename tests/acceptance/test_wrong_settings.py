@@ -66,7 +66,11 @@ async def serve(directory: Path, *flags: str, **env: str) -> Outcome:
         (["--upstream-url", "ftp://example.com"], "--upstream-url: expected a URL such as http://localhost:11434/v1"),
         (["--upstream-url", "http://"], "--upstream-url: expected a URL"),
         (["--upstream-url", "http://h:99999/v1"], "--upstream-url: expected a URL"),
-        (["--upstreams", "a*"], "--upstreams: expected a pattern, a base URL and a variable's name in row 1"),
+        (
+            ["--upstreams", "a*"],
+            "--upstreams: expected a pattern, a base URL and, where it asks for a key, a variable's",
+        ),
+        (["--upstreams", "a* localhost:1/v1"], "in row 1, as in gpt-* https://api.openai.com/v1 OPENAI_API_KEY"),
         (["--upstreams", "a* http://h/v1; b* http:///v1"], "--upstreams, row 2: expected a URL"),
         (["--upstreams", "a* http://h/v1 NO_KEY"], "--upstreams: expected a key in the variable NO_KEY"),
         (["--cors-origins", "app.example.com"], "--cors-origins: expected origins"),
