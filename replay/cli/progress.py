@@ -15,6 +15,7 @@ class Progress:
         self._began_ms = generation.created * 1000
         self._ended_ms: float | None = None
         self._outage: str | None = None
+        self.failures = 0  # one behind the other, since something came
         self._forget()
 
     def _forget(self) -> None:
@@ -23,7 +24,7 @@ class Progress:
 
     def take(self, event: Event) -> None:
         """Count an event."""
-        self._outage = None
+        self._outage, self.failures = None, 0
         if isinstance(event, Start):
             self._forget()
         elif isinstance(event, Token | Delta):
@@ -39,6 +40,7 @@ class Progress:
 
     def lost(self, error: ReplayError, pause_s: float) -> None:
         """The connection is away."""
+        self.failures += 1
         self._outage = f"connection lost, back in {pause_s:.1f} s ({error})"
 
     def line(self, now_ms: float) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 from replay.cli.asides import asides
 from replay.cli.exits import Exit, exit_of_status
-from replay.cli.progress import Progress
+from replay.cli.progress import Progress, span
 from replay.cli.terminal import Terminal
 from replay.client import Client, Delta, End, Event, Generation, Live, Reset, Token
 from replay.errors import ReplayError
 
 _GIVE_UP_AFTER_S = 300.0  # a machine may take minutes to start again; a script must not wait for ever
+_TOLD_AT = 2  # failures one behind the other: a cut is over with the next try
 _SENTENCES = {
     "queued": "the generation has not said anything yet",
     "streaming": "the generation goes on",
@@ -27,11 +28,15 @@ def show(client: Client, terminal: Terminal, generation: Generation, *, after: s
     """Show a generation from its start, or from behind an event, until it ends; Ctrl-C says how to come back."""
     progress, page = Progress(generation), _Page(terminal)
     ending: Generation | End = generation
+
+    def lost(error: ReplayError, pause_s: float) -> None:
+        progress.lost(error, pause_s)
+        if progress.failures == _TOLD_AT:
+            terminal.report(f"connection lost ({error}), trying again for up to {span(_GIVE_UP_AFTER_S)}")
+
     try:
         with terminal.status(lambda: progress.line(time.time() * 1000)):
-            for event in client.follow(
-                generation.id, after=after, give_up_after=_GIVE_UP_AFTER_S, on_lost=progress.lost
-            ):
+            for event in client.follow(generation.id, after=after, give_up_after=_GIVE_UP_AFTER_S, on_lost=lost):
                 progress.take(event)
                 page.take(event)
                 ending = event if isinstance(event, End) else ending

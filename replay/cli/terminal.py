@@ -65,6 +65,11 @@ class Terminal:
         if not self._quiet:
             self._tell(message)
 
+    def report(self, message: str) -> None:
+        """Tell what the status line tells, where there is none."""
+        if self._status is None:
+            self.say(message)
+
     def complain(self, message: str) -> None:
         """Tell something that everybody has to know."""
         self._tell(f"replay: {message}")

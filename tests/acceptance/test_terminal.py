@@ -318,6 +318,30 @@ async def test_generating_survives_a_connection_that_is_cut(run, service, upstre
     assert command.stdout == b"one two three four"
 
 
+async def test_an_outage_is_told_once_where_there_is_no_status_line(run, service, upstream):
+    async with FaultProxy(service.url) as network:
+        command = await run("generate", "Hi", url=network.url)
+        call = await upstream.called()
+        await call.say("one ")
+        await command.wrote("one ")
+        # when it is cut, and then nobody is there for a while
+        network.cut()
+        await call.say("two ")
+        await command.wrote("two ")
+        await network.refuse()
+        network.cut()
+        told = "connection lost (no answer from "
+        await command.said(told)
+        await network.accept()
+        await call.say("three")
+        await command.wrote("three")
+        await call.finish()
+        assert await command.exit() == 0
+    # then a cut alone is not worth a word
+    assert command.stderr.decode().count(told) == 1
+    assert "trying again for up to 5 min 00 s\n" in command.stderr.decode()
+
+
 async def test_ctrl_c_leaves_the_generation_running_and_says_how_to_come_back(run, service, upstream):
     # given
     command = await run("generate", "Hi")
