@@ -30,10 +30,17 @@ async def rehearse(store: EventStore) -> None:
 
 
 async def _rehearse(store: EventStore, name: str) -> None:
-    events = number([Entry.START, Entry.WHOLE_DELTA, Entry.END], after=None, now_ms=1)
+    # The lists, before there is a log: who looks at what is listed must find no generation.
+    row = Row(1, name)
+    await store.register(name, node=name, created_ms=row.created_ms)
+    await store.live()
+    await store.live_rows()
+    await store.recent(before=None, limit=1)
+    await store.forget([row])
+    await store.unregister(name)
     # A log, from beginning to end.
+    events = number([Entry.START, Entry.WHOLE_DELTA, Entry.END], after=None, now_ms=1)
     await store.listen(name, _Nobody())
-    await store.register(name, node=name, created_ms=1)
     await store.append(name, events, after=None, ttl_ms=_TTL_MS, request=b"{}")
     await store.append(name, [], after=None)
     await store.last(name)
@@ -49,11 +56,7 @@ async def _rehearse(store: EventStore, name: str) -> None:
         store.unlisten(name)
         await store.listen(name, _Nobody())
     store.unlisten(name)
-    # The lists and the claims.
-    await store.live()
-    await store.live_rows()
-    await store.recent(before=None, limit=1)
-    await store.forget([Row(0, name)])
+    # The claims.
     await store.claim(name, Claim(name, ""), ttl_ms=_TTL_MS)
     await store.claimed(name)
     await store.release(name, name)
@@ -61,7 +64,6 @@ async def _rehearse(store: EventStore, name: str) -> None:
     await store.tries(name)
     await store.take_try(name, hold_ms=1)
     await store.forget_try(name, name)
-    await store.unregister(name)
     await store.delete(name, run=name, idempotency=name)
     await store.bury(name, name, ttl_ms=1)
     await store.was_buried(name, name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from support.deadlines import eventually
@@ -13,6 +15,7 @@ from support.upstream import say
 from support.valkey import ValkeyServer
 
 from replay.errors import StoreRefused
+from replay.store import EventStore
 from replay.store.rehearsal import rehearse
 from replay.store.valkey import ValkeyStore
 
@@ -97,6 +100,29 @@ async def test_it_leaves_nothing(connect, valkey):
         assert await client.hgetall("replay:live") == {}
         assert await client.zrange("replay:recent", 0, -1) == []
         assert await client.zrange("replay:nodes", 0, -1) == []
+
+
+async def test_whoever_looks_at_the_lists_meanwhile_finds_no_generation(connect, valkey):
+    # given another node that looks after each thing that is asked
+    store, other = await connect(valkey.url), await connect(valkey.url)
+    found = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            asked = getattr(store, name)
+
+            async def ask(*args: Any, **named: Any) -> Any:
+                answer = await asked(*args, **named)
+                listed = {*await other.live(), *(await other.recent(before=None, limit=10)).generation_ids}
+                found.extend(ends for ends in await other.ends([*listed]) if ends is not None)
+                return answer
+
+            return ask if inspect.iscoroutinefunction(asked) else asked
+
+    # when
+    await rehearse(cast(EventStore, Watched()))
+    # then
+    assert found == []
 
 
 async def test_a_node_whose_user_lacks_a_right_does_not_start(valkey, upstream, start_node):
