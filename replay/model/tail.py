@@ -82,9 +82,18 @@ class Tail(Log):
         return EventId(self.times[seq - self.first], seq)
 
     def holds(self, event_id: EventId) -> bool:
-        """Whether an id names an event that is here."""
+        """Whether an id names an event that is here, or one that was taken out, of which only the place is certain."""
         place = event_id.seq - self.first
-        return 0 <= place < len(self.entries) and self.times[place] == event_id.ms
+        if not 0 <= place < len(self.entries):
+            return False
+        if self.entries[place] != ERASED:
+            return self.times[place] == event_id.ms
+        return self._time_before(place) <= event_id.ms <= self.times[place]
+
+    def _time_before(self, place: int) -> int:
+        """When what stands before a place happened, as far as it was not taken out itself."""
+        before = range(place - 1, -1, -1)
+        return next((self.times[each] for each in before if self.entries[each] != ERASED), self.times[0])
 
     def events(self, start: int, stop: int | None = None) -> Iterator[Event]:
         """The events from ``start`` to before ``stop``, as far as they are here."""

@@ -591,6 +591,28 @@ async def test_every_id_leads_to_exactly_what_comes_after_it(service, other_serv
     assert (await until_live(service, headers, after=told[-5].last_event_id))[:2] == told[-2:]
 
 
+async def test_id_of_what_was_deleted_leads_to_what_comes_after_it_also_where_that_was_never_read(
+    make_node, valkey, upstream
+):
+    # given a reader of the feed whose last event is that of a generation which is deleted then
+    here, other = await make_node(), await make_node()
+    upstream.script = say("a")
+    for id in ("kept", "doomed"):
+        await here.api.run(id=id)
+        await until_written(valkey, id, LIFE)
+    cursor = (await until_live(here.api, after="-1"))[-1].last_event_id
+    assert (await here.api.delete("/generations/doomed")).status == 204
+    await here.api.run(id="next")
+    await until_written(valkey, "next", LIFE)
+
+    # when it goes on, with a node that has read the feed before, or with one that has not
+    for node in (here, other):
+        rest = await until_live(node.api, {"Last-Event-ID": cursor})
+
+        # then
+        assert [(event.event, event.json()["generation_id"]) for event in rest] == [(name, "next") for name in LIFE]
+
+
 async def test_source_that_is_cut_again_and_again_misses_nothing(make_node, upstream):
     here, there = await asyncio.gather(make_node(retry_ms=1), make_node(retry_ms=1))
     upstream.script = say("a")

@@ -15,6 +15,11 @@ KEEP = 5
 _ENTRIES = st.sampled_from([b"la", b"lb", b"lab", ERASED])
 # Batches, each with how many ms it comes after the one before; events of one batch share their time.
 _BATCHES = st.lists(st.tuples(st.integers(0, 3), st.lists(_ENTRIES, min_size=1, max_size=6)), max_size=8)
+_WITHOUT_ERASED = _BATCHES.map(
+    lambda batches: [
+        (pause_ms, [entry for entry in entries if entry != ERASED] or [b"la"]) for pause_ms, entries in batches
+    ]
+)
 _FIRST = st.sampled_from([0, 1, 7, 10_000_000])  # the seq with which the tail begins
 _PLACES = st.integers(-3, 45)  # beside the first
 
@@ -63,7 +68,7 @@ def test_stretch_of_a_tail_is_what_the_list_has_there(first, batches, start, sto
     assert list(tail.events(start, stop)) == expected
 
 
-@given(first=_FIRST, batches=_BATCHES, ms=st.integers(98, 130), seq=_PLACES)
+@given(first=_FIRST, batches=_WITHOUT_ERASED, ms=st.integers(98, 130), seq=_PLACES)
 def test_tail_holds_exactly_the_ids_of_the_events_that_are_here(first, batches, ms, seq):
     tail, _ = fill(first, batches)
     here = [event.id for event in tail.events(0)]
@@ -117,6 +122,24 @@ def test_what_the_store_has_lost_in_between_is_filled(first, batches, gone, know
     assert [event.id.seq for event in here] == list(range(tail.first, len(tail)))
     assert [event.id.ms for event in here] == sorted(event.id.ms for event in here)
     assert tail.last_id == ((head + rest)[-1].id if head + rest else None)
+
+
+@given(first=_FIRST, batches=_WITHOUT_ERASED, gone=st.sets(st.integers(1, 46)), ms=st.integers(98, 130), seq=_PLACES)
+def test_id_of_what_the_store_has_lost_in_between_is_held_and_none_that_it_cannot_have_had(
+    first, batches, gone, ms, seq
+):
+    # given a tail that was read when some of the events, but neither the first nor the last, had been taken out
+    _, events = fill(first, batches)
+    kept = [event for place, event in enumerate(events) if place not in gone or place == len(events) - 1]
+    tail = Tail(1000)
+    tail.extend(tail.whole(kept))
+    # then
+    assert all(tail.holds(event.id) for event in events)
+    here = {event.id for event in kept}
+    before = [each.ms for each in here if each.seq < first + seq]
+    behind = [each.ms for each in here if each.seq > first + seq]
+    if before and behind and not max(before) <= ms <= min(behind):
+        assert not tail.holds(EventId(ms, first + seq))
 
 
 def test_empty_tail_has_no_last_event_and_takes_any_first():
