@@ -124,7 +124,7 @@ class ResponseCalls:
         feed = await self._calls.hub.open(generation_id_of(request))
         if request.query.get("stream", "false").lower() != "true":
             return self._answer(feed)
-        number = negotiation.integer(request, "starting_after", least=-1, most=_LARGEST_NUMBER, default=-1)
+        number = negotiation.integer(request, "starting_after", least=0, most=_LARGEST_NUMBER, default=-1)
         return self._stream(request, feed, after=number)
 
     def _stream(self, request: web.Request, feed: Feed, *, after: int = -1) -> web.StreamResponse:

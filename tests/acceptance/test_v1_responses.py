@@ -1369,7 +1369,7 @@ async def test_what_is_no_number_is_no_place_to_go_on_from(world):
     id = await run(world.here)
     for text in ("-1", "-0", "1.5", "x", "1e3", "+1", " 1", "", "²", "99999999999", "null", "0x1"):
         answer = await world.here.get(f"{PATH}/{id}", stream="true", starting_after=text)
-        assert_refused(answer, 400, "invalid_request", f"starting_after={text!r}")
+        assert_refused(answer, 400, "invalid_request", f"starting_after={text!r}: expected an integer from 0 to ")
 
 
 async def test_without_stream_a_place_to_go_on_from_means_nothing(world):
