@@ -97,6 +97,15 @@ async def test_id_of_live_of_lines_is_the_cursor_too(service: Api, upstream: Any
         assert live == {"id": last["id"], "type": "live", "last_event_id": last["id"]}
 
 
+async def test_id_of_a_snapshot_of_lines_is_the_cursor_too(service: Api, other_service: Api, upstream: Any) -> None:
+    upstream.script = say("a", "b")
+    id = await service.run()
+    snapshot, end = [json.loads(line) for line in (await service.read(id, LINES, mode="snapshot")).body.splitlines()]
+    assert (snapshot["generation_id"], snapshot["id"]) == (id, snapshot["last_event_id"])
+    rest = await other_service.read(id, LINES | {"Last-Event-ID": snapshot["id"]})
+    assert [json.loads(line) for line in rest.body.splitlines()] == [end]
+
+
 async def _live_block(url: str) -> list[bytes]:
     async with streaming(url) as stream:
         await stream.until(b"\n\n", after=(await stream.until(b"event: live")).index(b"event: live"))
