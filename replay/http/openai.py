@@ -77,7 +77,7 @@ class Calls:
         if not feed.refused or not (alone or self._nobody_has_a_head(feed)):
             return _failure(feed)
         with suppress(GenerationNotFound, StoreUnavailable):
-            await self.producers.delete(feed.generation_id)
+            await self.producers.clear(feed)
         response = _failure(feed)
         for name in link_headers(feed):
             del response.headers[name]

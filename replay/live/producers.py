@@ -64,6 +64,7 @@ class Producers:
         self._running: dict[str, Producer] = {}
         self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._clearing: dict[str, asyncio.Task[None]] = {}
         self._abandonment = Abandonment(store, node=node, lease_s=settings.lease_s)
         hub.on_lag = self.check_one
 
@@ -226,6 +227,18 @@ class Producers:
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.forget(generation_id)
         self.deleted(generation_id)
+
+    async def clear(self, feed: Feed) -> None:
+        """Remove every trace of a refused generation, once for all its callers; raises as `delete` does.
+
+        Only where it was produced: who is told of the refusal elsewhere, or later, may find the next try under its id.
+        """
+        generation_id = feed.generation_id
+        if feed.start.node == self._node and self._hub.wake(generation_id) is feed:
+            if generation_id not in self._clearing:
+                clearing = self._clearing[generation_id] = self.own(self._delete(generation_id))
+                clearing.add_done_callback(lambda _: self._clearing.pop(generation_id))
+            await asyncio.shield(self._clearing[generation_id])
 
     def deleted(self, generation_id: str) -> None:
         """A generation was deleted somewhere: do not keep what it said, or what happened to it."""

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replay.config import Settings
-from replay.errors import Draining, GenerationExists, IdempotencyKeyReused, StoreUnavailable, TooManyGenerations
+from replay.errors import (
+    Draining,
+    GenerationExists,
+    GenerationNotFound,
+    IdempotencyKeyReused,
+    StoreUnavailable,
+    TooManyGenerations,
+)
 from replay.live.feed import Feed, now_ms
 from replay.live.first_tries import FirstTries
 from replay.live.hub import Hub
@@ -126,7 +133,7 @@ class Starter:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
         wanted = Claim(order.generation_id or new_generation_id(), fingerprint)
         while True:
-            claim = await self._store.claim(key_hash, wanted, ttl_ms=self._settings.idempotency_ttl_s * 1000)
+            claim = await self._claim(key_hash, wanted)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
             started = await self._follow(order, key_hash, claim, new=claim == wanted)
@@ -137,6 +144,9 @@ class Starter:
             # Whoever is first with the next attempt starts it, and the others are led there.
             wanted = Claim(new_generation_id(), fingerprint, claim.attempt + 1, claim.generation_id)
 
+    async def _claim(self, key_hash: str, claim: Claim) -> Claim:
+        return await self._store.claim(key_hash, claim, ttl_ms=self._settings.idempotency_ttl_s * 1000)
+
     async def _follow(self, order: Order, key_hash: str, claim: Claim, *, new: bool) -> Started:
         """Start what a claim leads to, unless that was done; raises GenerationExists where its id is not the key's."""
         generation_id = claim.generation_id
@@ -146,6 +156,8 @@ class Starter:
         last = await self._store.last(generation_id)
         if last is None and not new and self._hub.healing:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
+        if last is None and await self._claim(key_hash, claim) != claim:
+            return await self._start_once(order)  # it was cleared away with its claim, and the key is another's now
         if last is None:
             try:
                 return await self._create(
@@ -158,7 +170,10 @@ class Starter:
                 )
             except GenerationExists:
                 pass  # another call with the same key was faster
-        feed = await self._hub.open(generation_id)
+        try:
+            feed = await self._hub.open(generation_id)
+        except GenerationNotFound:  # it was refused, and has been cleared away since it was looked for
+            return await self._start_once(order)
         if feed.start.idempotency == key_hash:
             return Started(feed, created=False)
         if new:

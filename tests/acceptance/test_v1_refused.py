@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 import pytest
 from support.api import Api, assert_problem
@@ -117,3 +118,52 @@ async def test_what_was_started_at_generations_stays_though_it_is_refused(servic
     upstream.script = refuse
     await service.start(id=generation_id)
     assert (await service.ended(generation_id))["error"]["code"] == "upstream_error"
+
+
+async def test_who_is_told_late_takes_nothing_of_the_next_try_under_the_same_id(
+    make_node, valkey, valkey_proxy, upstream, generation_id
+):
+    # given two calls with the same key and id, of which one is on a node that hears of the refusal late
+    here, there = await make_node(valkey_url=valkey.url), await make_node(store_timeout_s=10)
+    path, body = CALLS["chat"]
+    body = body | {"stream": True, "replay": {"id": generation_id}}
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    first = asyncio.create_task(here.api.post(path, body, key))
+    call = await upstream.called()
+    second = asyncio.create_task(there.api.post(path, body, key))
+    await eventually("both", lambda: here.api.generation(generation_id), lambda it: it["subscribers"] == 2)
+    valkey_proxy.hold_replies()
+    await call.respond(429, ERROR)
+    assert (await first).status == 429
+
+    # when the first has been repeated, and is being answered
+    again = asyncio.create_task(here.api.post(path, body, key))
+    call = await upstream.called()
+    await call.say("a")
+    await here.api.has(generation_id, 2)
+    valkey_proxy.release()
+    assert (await second).status == 429
+
+    # then that goes on to its end
+    await call.finish()
+    assert ((await again).status, (await again).clean) == (200, True)
+    assert (await here.api.ended(generation_id))["status"] == "completed"
+
+
+async def test_of_many_who_ask_again_all_get_one_answer(service, other_service, upstream):
+    async def refuse_twice(call):
+        await (refuse(call) if len(upstream.calls) % 3 else say("a", "b")(call))
+
+    async def ask_until_answered(api: Api, body: dict[str, Any], key: dict[str, str]) -> str:
+        while (answer := await api.post("/v1/chat/completions", body, key)).status != 200:
+            assert answer.status in (429, 503), answer
+        return answer.headers["replay-generation-id"]
+
+    upstream.script = refuse_twice
+    for attempt in range(20):
+        body = CALLS["chat"][1] | {"stream": True}
+        body |= {"replay": {"id": f"again-{uuid.uuid4().hex}"}} if attempt % 2 else {}
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        answers = await asyncio.gather(*(ask_until_answered(api, body, key) for api in (service, other_service) * 4))
+        assert len(set(answers)) == 1
+        assert len(upstream.calls) == 3 * (attempt + 1)
