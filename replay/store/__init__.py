@@ -200,7 +200,7 @@ class EventStore(Protocol):
         """Take generations off the list of recent ones, but not those that have a log or were listed anew meanwhile."""
 
     async def claim(self, key: str, claim: Claim, *, ttl_ms: int) -> Claim:
-        """Bind a key for some time, unless it is bound by this attempt or a later one; what it is bound to."""
+        """Bind a key for some time, unless another generation than the one before has it; what it is bound to."""
 
     async def claimed(self, key: str) -> Claim | None:
         """What a key is bound to; None where it is not."""

@@ -24,7 +24,7 @@ class ClaimCalls:
     _reads: Link
 
     async def claim(self, key: str, claim: Claim, *, ttl_ms: int) -> Claim:
-        """Bind a key, unless it is bound by this attempt or a later one; what it is bound to."""
+        """Bind a key, unless it is bound to another generation than the one before; what it is bound to."""
         bound = await self._appends.call(
             "EVAL", _CLAIM, 1, self._keys.claim(key), _written(claim), claim.attempt, ttl_ms
         )

@@ -942,13 +942,23 @@ async def test_first_claim_binds_and_every_other_is_told_to_what(store, other):
 
 async def test_of_many_who_claim_one_wins(start_store):
     stores = [await start_store() for _ in range(4)]
+    before = None
     for attempt in range(2):
-        claims = (Claim(f"{n}", "1", attempt, "before") for n in range(4))
+        claims = [Claim(f"{n}", "1", attempt, before) for n in range(4)]
         answers = await asyncio.gather(
             *(store.claim("k", claim, ttl_ms=60_000) for store, claim in zip(stores, claims, strict=True))
         )
         assert len({claim.generation_id for claim in answers}) == 1
         assert {claim.attempt for claim in answers} == {attempt}
+        before = answers[0].generation_id
+
+
+async def test_attempt_takes_a_claim_over_from_no_generation_but_the_one_before_it(store, other):
+    await store.claim("k", Claim("a", "1"), ttl_ms=60_000)
+    await store.release("k", "a")
+    anew = Claim("b", "1")
+    await store.claim("k", anew, ttl_ms=60_000)
+    assert await other.claim("k", Claim("c", "1", 1, "a"), ttl_ms=60_000) == anew
 
 
 async def test_later_attempt_takes_a_claim_over_and_no_earlier_one_takes_it_back(store, other):
