@@ -56,7 +56,7 @@ class Decoder:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._tail = b""
+        self._tail = bytearray()  # the last line, as far as it has come
         self._data: list[bytes] = []
         self._size = 0  # bytes in _data, with the LFs that will join them
         self._bare = bytearray()  # JSON over several lines, none of them a field, as far as it has come
@@ -71,26 +71,33 @@ class Decoder:
         if self._skip_lf and piece:
             self._skip_lf = False
             piece = piece.removeprefix(b"\n")
-        text = self._tail + piece
         if not self._started:
-            if len(text) < len(_BOM) and _BOM.startswith(text):
-                self._tail = text
-                return []
-            text = text.removeprefix(_BOM)
-            self._started = True
-        if b"\r" in text:
-            self._skip_lf = text.endswith(b"\r")
-            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines = text.split(b"\n")
-        self._tail = lines.pop()
-        messages = self._take(lines)
+            piece = self._take_tail() + piece
+            self._started = len(piece) >= len(_BOM) or not _BOM.startswith(piece)
+            piece = piece.removeprefix(_BOM) if self._started else piece
+        messages: list[Message] = []
+        # A line of megabytes comes in thousands of pieces, and is looked through once.
+        if b"\n" in piece or b"\r" in piece:
+            text = self._take_tail() + piece if self._tail else piece
+            if b"\r" in text:
+                self._skip_lf = text.endswith(b"\r")
+                text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            lines = text.split(b"\n")
+            piece = lines.pop()
+            messages = self._take(lines)
+        if piece:
+            self._tail.extend(piece)
         self.overflow = len(self._tail) + self._size + len(self._bare) > self._max_bytes
         return messages
 
+    def _take_tail(self) -> bytes:
+        tail = bytes(self._tail)
+        self._tail.clear()
+        return tail
+
     def finish(self) -> list[Message]:
         """What the end of the stream cut off before its blank line or in the middle of JSON, if it has data."""
-        messages = self._take([self._tail, b""])
-        self._tail = b""
+        messages = self._take([self._take_tail(), b""])
         if self._bare:
             messages.append(Message(b"", bytes(self._bare), bare=True))
             self._bare.clear()

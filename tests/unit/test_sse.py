@@ -242,6 +242,24 @@ def test_endless_event_overflows_soon(endless):
     assert 1000 < taken <= 1200
 
 
+def test_line_that_comes_in_many_pieces_is_put_together_once():
+    class Piece(bytes):
+        joined = 0  # bytes to which one was added
+
+        def __radd__(self, before: bytes) -> bytes:
+            Piece.joined += len(before)
+            return before + bytes(self)
+
+    data = b"x" * 100_000
+    line = b"data: %b\n\n" % data
+    decoder = Decoder(PLENTY)
+    messages = [
+        message for start in range(0, len(line), 100) for message in decoder.feed(Piece(line[start : start + 100]))
+    ]
+    assert messages == [Message(b"", data)]
+    assert Piece.joined <= 2 * len(line)
+
+
 @pytest.mark.parametrize("line", [b"data\n", b"data:\n", b"data: \n"])
 def test_endless_event_of_empty_lines_overflows(line):
     assert until_overflow([line * 100] * 100, 1000)[1] is not None
