@@ -99,7 +99,9 @@ class _Wanted:
 
     def has(self, ends: Ends) -> bool:
         """Whether a generation belongs on the list."""
-        if ends.last.kind is not Kind.END or decode_end(ends.last.entry).status is not Status.COMPLETED:
+        if ends.first.kind is not Kind.START or ends.last.kind is not Kind.END:
+            return False
+        if decode_end(ends.last.entry).status is not Status.COMPLETED:
             return False
         start = decode_start(ends.first.entry)
         if start.api not in (None, Api.CHAT) or self._model not in (None, start.model):

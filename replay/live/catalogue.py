@@ -102,7 +102,7 @@ class _Look:
     async def at(self, rows: Sequence[Row], all_ends: Sequence[Ends | None]) -> Row | None:
         """Look at some more; the row that the answer ends with, where that is one of them."""
         for row, ends in zip(rows, all_ends, strict=True):
-            if ends is not None:
+            if ends is not None and ends.first.kind is Kind.START:  # else somebody has cut the log itself
                 self._take(ends)
             if len(self.listed) == self._limit or self._size > _MOST_BYTES:
                 return row

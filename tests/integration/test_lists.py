@@ -295,6 +295,18 @@ async def test_what_has_expired_is_taken_off_the_list(valkey, store, node):
     assert [row.generation_id for row in (await store.recent(before=None, limit=9)).rows] == ["kept"]
 
 
+@pytest.mark.parametrize("path", ["/generations", "/v1/chat/completions"])
+async def test_a_log_that_somebody_has_cut_hides_no_other(valkey, node, upstream, path):
+    upstream.script = say("a")
+    cut, whole = [await node.api.run() for _ in range(2)]
+    async with valkey.client() as client:
+        await client.execute_command("XTRIM", f"replay:{{{cut}}}:events", "MAXLEN", "=", "1")
+    answer = await node.api.get(path)
+    assert answer.status == 200
+    found = answer.json().get("generations") or answer.json()["data"]
+    assert [each["id"] for each in found] == [whole]
+
+
 async def test_a_generation_that_is_just_being_started_elsewhere_stays_on_the_list(store, node):
     # given one that is on the list before its log is there
     now_ms = int(time.time() * 1000)
