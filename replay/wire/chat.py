@@ -3,7 +3,7 @@
 The text may stand in a list of parts, in `message`, or where legacy completions have it; an index may be missing, null
 or a string. A chunk passes to its readers as it came. What it says is read here, once for the transcript, for the
 Responses API and for the text of a token: as a *plain* chunk, of which each choice has an integer as its index and an
-object as its delta, with strings as text and reasoning, and with calls as `calls.py` has them.
+object as its delta, with strings as text, reasoning and finish reason, and with calls as `calls.py` has them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from replay.wire import json
 from replay.wire.calls import CallReader
 
 Object = dict[str, Any]
@@ -33,7 +34,7 @@ class ChatReader:
             if index not in self._choices:
                 self._choices[index] = _ChoiceReader()
             delta = self._choices[index].read(choice, spoken=spoken and index == 0)
-            plain = choice | {"index": index, "delta": delta}
+            plain = choice | {"index": index, "delta": delta, "finish_reason": reason_of(choice)}
             if not _ELSEWHERE.isdisjoint(choice):
                 plain = {key: value for key, value in plain.items() if key not in _ELSEWHERE}
             choices.append(plain)
@@ -79,6 +80,16 @@ def as_index(value: Any) -> int | None:
     if isinstance(value, int):
         return value
     return int(value[:20]) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+
+
+def reason_of(choice: Object) -> str | None:
+    """A choice's finish reason, which is an object in an engine of SGLang's; None where it has none."""
+    reason = choice.get("finish_reason")  # some servers send "" until there is one
+    if isinstance(reason, dict):
+        reason = reason.get("type") or reason
+    if not reason:
+        return None
+    return reason if isinstance(reason, str) else json.dumps(reason).decode()
 
 
 def text_in(chunk: Object) -> str:

@@ -12,7 +12,7 @@ from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import TOKENS, Entry
 from replay.redaction import NO_SECRETS, Redaction
 from replay.wire import json
-from replay.wire.chat import as_index, numbered, text_in
+from replay.wire.chat import as_index, numbered, reason_of, text_in
 from replay.wire.failures import error_in, error_in_words, is_failure, reason_error, upstream_error
 from replay.wire.filling import Filler, Forms
 from replay.wire.noise import is_end_mark, is_heartbeat, is_heartbeat_object, unwrapped
@@ -154,9 +154,10 @@ class Recorder:
         self._protocol = self._protocol or "choices" in chunk
         for index, choice in numbered(chunk.get("choices")):
             self._started.add(index)
-            if choice.get("finish_reason"):  # some servers send "" until there is one
-                self._finished[index] = _reason(choice)
-                self._failed = self._failed or _failed(choice)
+            reason = reason_of(choice)
+            if reason is not None:
+                self._finished[index] = reason
+                self._failed = self._failed or _failed(choice, reason)
         if isinstance(chunk.get("usage"), dict):
             self._counted = chunk["usage"]
 
@@ -211,15 +212,9 @@ class Recorder:
         return UpstreamInvalid(f"the upstream answered 200 with {what}{_words(line)}", aside=_shown(line))
 
 
-def _reason(choice: dict[str, Any]) -> str:
-    """A choice's finish reason, which is an object in an engine of SGLang's."""
-    reason = choice["finish_reason"]
-    return str(reason.get("type") if isinstance(reason, dict) else reason)
-
-
-def _failed(choice: dict[str, Any]) -> str | None:
+def _failed(choice: dict[str, Any], reason: str) -> str | None:
     """The finish reason that means a failure; a gateway may have made a harmless one of its provider's."""
-    return next(filter(is_failure, (_reason(choice), str(choice.get("native_finish_reason")))), None)
+    return next(filter(is_failure, (reason, str(choice.get("native_finish_reason")))), None)
 
 
 def _without_number(raw: bytes) -> bytes:

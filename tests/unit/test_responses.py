@@ -39,7 +39,7 @@ ARGUMENTS, ARGUMENTS_DONE = "function_call_arguments.delta", ["function_call_arg
 INPUT, INPUT_DONE = "custom_tool_call_input.delta", ["custom_tool_call_input.done", *ITEM_DONE]
 
 
-def chunk(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+def chunk(finish_reason: Any = None, **delta: Any) -> dict[str, Any]:
     """A chat chunk."""
     return {"model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
 
@@ -306,7 +306,12 @@ def test_response_grows_with_the_log():
 
 
 @pytest.mark.parametrize(
-    ("finish_reason", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
+    ("finish_reason", "reason"),
+    [
+        ("length", "max_output_tokens"),
+        ("content_filter", "content_filter"),
+        ({"type": "length"}, "max_output_tokens"),
+    ],
 )
 def test_answer_that_was_cut_short_is_incomplete(finish_reason, reason):
     events, response = played([chunk(reasoning="a"), chunk(finish_reason, content="b"), chunk()])
