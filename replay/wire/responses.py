@@ -240,7 +240,8 @@ class _FromEvents:
             return []
         if isinstance(event.get("response"), dict):
             event = event | {"response": event["response"] | _in_whole_seconds(event["response"]) | self._ours}
-            self._response |= event["response"]
+            if self._last not in LAST:  # one that comes out of order tells how it was before
+                self._response |= event["response"]
         self._keep(event)
         if event["type"] in LAST:
             self._response["status"] = outcome_of(event)

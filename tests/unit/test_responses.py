@@ -619,6 +619,12 @@ def test_response_of_an_upstream_is_known_at_any_moment():
     assert responses.response["output"] == [done, item | {"id": "other", "status": "incomplete"}]
 
 
+def test_what_comes_behind_the_last_event_does_not_undo_it():
+    # given an upstream whose events come out of order; who polls would wait for ever
+    _, response = played([*PASSED[1:], PASSED[0]])
+    assert (response["status"], response["output"]) == ("completed", PASSED[-1]["response"]["output"])
+
+
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_failure_of_an_upstream_is_told_once(status):
     # given one that stops without a last event
