@@ -220,7 +220,8 @@ class _FromEvents:
         self._response = queued | {"status": "in_progress"}
         self._ours = ours
         self._items: dict[int | str | None, Object] = {}  # in any order; those that have a place, by it
-        self._said: dict[tuple[int | str | None, int, Kind], list[str]] = {}  # in items that are not done
+        # In items that are not done, by their parts.
+        self._said: dict[int | str | None, dict[tuple[int, Kind], list[str]]] = {}
         self._last: str | None = None  # the event that ended it
 
     @property
@@ -229,8 +230,8 @@ class _FromEvents:
 
     def _output(self) -> list[Object]:
         items = dict(self._items)
-        for (whose, place, kind), pieces in self._said.items():
-            if whose in items:
+        for whose in items.keys() & self._said.keys():
+            for (place, kind), pieces in self._said[whose].items():
                 items[whose] = with_said(items[whose], place, kind, "".join(pieces))
         in_order = sorted(items, key=lambda whose: whose if isinstance(whose, int) else len(items))
         return [items[whose] for whose in in_order]
@@ -265,13 +266,13 @@ class _FromEvents:
         whose, place = _whose(event), count(event, "content_index")
         if event["type"] in ("response.output_item.added", "response.output_item.done"):
             self._items[whose] = object_in(event.get("item"))
-            self._said = {key: pieces for key, pieces in self._said.items() if key[0] != whose}
+            self._said.pop(whose, None)
         kind = _found(_SAID, event["type"])
         if kind is not None and isinstance(event.get("delta"), str):
-            self._said.setdefault((whose, place, kind), []).append(event["delta"])
+            self._said.setdefault(whose, {}).setdefault((place, kind), []).append(event["delta"])
         kind = _found(DONE, event["type"])
         if kind is not None and isinstance(event.get(kind.field), str):
-            self._said[whose, place, kind] = [event[kind.field]]
+            self._said.setdefault(whose, {})[place, kind] = [event[kind.field]]
 
     def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
         outcome = _outcome(status, error, ended_at)

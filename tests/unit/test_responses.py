@@ -726,6 +726,21 @@ def test_chunk_does_not_copy_what_was_said_before():
     assert peak < 100_000
 
 
+def test_item_of_an_upstream_does_not_copy_those_before_it():
+    # given an upstream that begins thousands of items and says of none that it is done
+    responses = fresh()
+    places = [{"item_id": f"msg_{index}", "output_index": index, "content_index": 0} for index in range(3000)]
+    for place in places:
+        responses.add({"type": "response.output_text.delta", **place, "delta": "x"})
+    tracemalloc.start()
+    try:
+        responses.add({"type": "response.output_item.added", "output_index": 0, "item": {"id": "msg_0"}})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000
+
+
 # In the background.
 
 
