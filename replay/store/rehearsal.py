@@ -30,14 +30,20 @@ async def rehearse(store: EventStore) -> None:
 
 
 async def _rehearse(store: EventStore, name: str) -> None:
-    # The lists, before there is a log: who looks at what is listed must find no generation.
-    row = Row(1, name)
-    await store.register(name, node=name, created_ms=row.created_ms)
+    # The node, which has a lease before its name is on a list: the other nodes would take what is there for orphans.
+    await store.renew_lease(name, _TTL_MS)
+    await store.watch(name, {name: 1}, _TTL_MS)
+    await store.watch(name, {name: 0}, _TTL_MS)
+    await store.watchers([name], beside="")
+    await store.alive([name])
+    await store.listens(name)
+    # The lists, as long as no log is there: whoever reads a list passes over what is gone, but not over such a log.
+    await store.register(name, node=name, created_ms=1)
     await store.live()
     await store.live_rows()
     await store.recent(before=None, limit=1)
-    await store.forget([row])
     await store.unregister(name)
+    await store.forget([Row(1, name)])
     # A log, from beginning to end.
     events = number([Entry.START, Entry.WHOLE_DELTA, Entry.END], after=None, now_ms=1)
     await store.listen(name, _Nobody())
@@ -67,13 +73,6 @@ async def _rehearse(store: EventStore, name: str) -> None:
     await store.delete(name, run=name, idempotency=name)
     await store.bury(name, name, ttl_ms=1)
     await store.was_buried(name, name)
-    # The nodes.
-    await store.renew_lease(name, _TTL_MS)
-    await store.watch(name, {name: 1}, _TTL_MS)
-    await store.watch(name, {name: 0}, _TTL_MS)
-    await store.watchers([name], beside="")
-    await store.alive([name])
-    await store.listens(name)
     await store.end_lease(name)
     await store.probe()
 
