@@ -3,8 +3,8 @@
 Its failures are told in our words. Those of aiohttp go no further than the node's log: they may hold a request's
 headers, an address of the operator's network, or a page of internals.
 
-`retries.py` says what is tried again. One case is mended here: a connection that had been kept was closed before a
-byte of the answer, so the request goes over another one.
+`retries.py` says what is tried again. One case is mended here: a connection that had been kept was closed while the
+request was on its way, so that goes over another one.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from replay.wire.refusals import LARGEST, refused
 logger = logging.getLogger(__name__)
 
 _IDLE_CONNECTION_S = 4.0  # shorter than the five seconds that many servers allow, so that they seldom close one first
+_CROSSING_S = 1.0  # a close that crosses a request is here by then; later the server has had it, and may have begun
 _REFUSAL_S = 10.0  # for the body of an answer that is an error
 
 
@@ -53,7 +54,7 @@ _HOST_ALONE = re.compile(r"[\w.-]+:\d{1,5}(/[\w./-]*)?|[\w-]+(\.[\w-]+)+/v\d/?")
 
 
 class _Closed(Exception):
-    """A connection that had been kept was closed before a byte of the answer."""
+    """A connection that had been kept was closed while the request was on its way."""
 
 
 class Transport:
@@ -165,7 +166,7 @@ class Transport:
                     trace_request_ctx=connection,
                 )
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            if connection.reused and _is_closed_unanswered(error):
+            if connection.was_just_taken_again and _is_closed_unanswered(error):
                 raise _Closed from error
             raise self._failure(error, redaction) from error
         if 200 <= response.status < 300:
@@ -254,9 +255,15 @@ class _Connection:
     patience: asyncio.Timeout
     idle_timeout_s: float
     reused: bool = False
+    made_at: float = 0.0
 
     def made(self) -> None:
-        self.patience.reschedule(asyncio.get_running_loop().time() + self.idle_timeout_s)
+        self.made_at = asyncio.get_running_loop().time()
+        self.patience.reschedule(self.made_at + self.idle_timeout_s)
+
+    @property
+    def was_just_taken_again(self) -> bool:
+        return self.reused and asyncio.get_running_loop().time() - self.made_at < _CROSSING_S
 
 
 async def _connected(session: object, request: SimpleNamespace, params: object) -> None:

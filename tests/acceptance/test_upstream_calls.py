@@ -181,6 +181,23 @@ async def test_a_kept_connection_on_which_an_answer_had_begun_is_no_reason_to_ca
     assert [asked.again for asked in raw.asked] == [False, True]
 
 
+async def test_a_kept_connection_that_is_closed_later_is_no_reason_to_call_again(make_node, upstream):
+    # given an upstream that has had a call for longer than a close can have been on its way
+    node = await make_node(upstream_retries=2)
+    upstream.script = say("a")
+    await node.api.run()
+    upstream.script = None
+    id = (await node.api.start())["id"]
+    call = await upstream.called()
+    await asyncio.sleep(1.1)
+    # when the connection is lost
+    await call.cut()
+    # then the model is not asked twice
+    generation = await node.api.ended(id)
+    assert (generation["status"], generation["error"]["code"]) == ("failed", "upstream_unreachable")
+    assert len(upstream.calls) == 2
+
+
 async def test_cookies_of_an_upstream_are_nobody_elses(node_of, raw):
     node = await node_of()
     raw.play = lambda asked: (WHOLE[0][:-2] + b"Set-Cookie: session=1; Path=/\r\n\r\n", *WHOLE[1:])
