@@ -101,24 +101,30 @@ class Starter:
     async def start(self, order: Order) -> Started:
         """Start a generation, or attach to the one that the same key, or the first try of this call, has started.
 
-        Goes on when its caller is cancelled: a client that hangs up cancels nothing. Raises Draining,
-        TooManyGenerations, GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
+        Goes on when its caller is cancelled: a client that hangs up cancels nothing. A retry that still looks for its
+        first try is given up: the next one would find what that has started. Raises Draining, TooManyGenerations,
+        GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
         """
-        producers = self._producers
-        if producers.draining:
-            raise Draining("this node is shutting down")
-        if producers.full:
-            raise TooManyGenerations(f"this node produces {len(producers)} generations already (--max-generations)")
-        return await asyncio.shield(producers.own(self._start(order)))
-
-    async def _start(self, order: Order) -> Started:
-        if order.idempotency_key is not None or order.job is not None:
-            return await self._start_once(order)
+        self._check_open()
         digest = await offload(order.size, lambda: _digest_of_call(order))
         if digest is not None and order.retry:
             feed = await self._first_tries.take(digest)
             if feed is not None:
                 return Started(feed, created=False)
+            self._check_open()
+        return await asyncio.shield(self._producers.own(self._start(order, digest)))
+
+    def _check_open(self) -> None:
+        """Raises Draining, TooManyGenerations."""
+        producers = self._producers
+        if producers.draining:
+            raise Draining("this node is shutting down")
+        if producers.full:
+            raise TooManyGenerations(f"this node produces {len(producers)} generations already (--max-generations)")
+
+    async def _start(self, order: Order, digest: str | None) -> Started:
+        if order.idempotency_key is not None or order.job is not None:
+            return await self._start_once(order)
         chosen = order.generation_id
         if chosen is not None and (self._producers.live(chosen) or await self._store.last(chosen) is not None):
             raise GenerationExists(f"generation {chosen!r} exists")
@@ -301,7 +307,7 @@ def _digest_of_call(order: Order) -> str | None:
     To sort it would take ten times as long. It stands in Valkey, and tells nothing of the credentials: whoever would
     guess them has to know all of the request as well.
     """
-    if order.caller is None:
+    if order.caller is None or order.idempotency_key is not None or order.job is not None:
         return None
     digest = hashlib.sha256(order.caller)
     digest.update(json.dumps(_body(order)))

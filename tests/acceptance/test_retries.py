@@ -184,6 +184,30 @@ async def test_what_has_a_reader_is_not_taken_from_it(service, other_service, up
     await first
 
 
+async def test_a_retry_that_hangs_up_before_it_got_anything_starts_nothing(service, upstream, caller):
+    # given a call that is read, and a retry that waits for that to change, and is given up
+    first = await trying(service, caller)
+    call = await upstream.called()
+    id = await newest(service)
+    await read_by(service, id, 1)
+    retry = await trying(service, again(caller))
+    await read_by(service, id, 1)
+    retry.cancel()
+    await asyncio.wait([retry])
+
+    # when the next one has waited long enough to start its own
+    last = await trying(service, again(caller, 2))
+    own = await upstream.called()
+
+    # then that is its own, and the one before has started none
+    await own.say("mine")
+    await own.finish()
+    assert b"mine" in (await last).body
+    assert len(upstream.calls) == 2
+    await call.finish()
+    await first
+
+
 async def test_of_retries_that_come_together_each_gets_another(service, other_service, upstream, caller):
     # given calls that are alike, as for several samples, and were given up together
     calls = {}
