@@ -111,7 +111,7 @@ class Starter:
             feed = await self._first_tries.take(digest)
             if feed is not None:
                 return Started(feed, created=False)
-            self._check_open()
+        self._check_open()  # that may have taken seconds
         return await asyncio.shield(self._producers.own(self._start(order, digest)))
 
     def _check_open(self) -> None:
