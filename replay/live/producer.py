@@ -179,7 +179,7 @@ class Producer:
                     await self._writer.room()
             finally:
                 # A stream that is cut inside its last event may still have said it whole.
-                if not decoder.overflow:
+                if not decoder.overflow and not recorder.broken:
                     self._take_rest(decoder)
 
     def _take_call(self) -> Call:

@@ -48,6 +48,7 @@ class Recorder:
         "_spoken",
         "_started",
         "_template",
+        "broken",
         "chunks",
         "done",
         "error",
@@ -68,6 +69,7 @@ class Recorder:
         self._protocol = False  # a chunk had choices, if only none of them
         self.chunks = 0
         self.error: UpstreamError | None = None
+        self.broken = False  # a message could not be read, and the answer was not whole
         self.done = False  # the stream's own end mark was seen; more may follow all the same
         self.noise = b""  # the first message that was no chunk, and was passed over
 
@@ -101,6 +103,7 @@ class Recorder:
             raw, chunk = self._parsed(raw)
         except UpstreamInvalid:
             if not self.whole:
+                self.broken = True
                 raise
             self._pass_over(raw)
             return None
