@@ -177,6 +177,6 @@ def test_top_level_holds_only_what_the_design_allows():
     if listing.returncode:
         pytest.skip("no checkout: nothing tells what belongs to the repository")
     entries = {name.split("/")[0] for name in listing.stdout.splitlines() if (REPOSITORY / name).exists()}
-    allowed = {"pyproject.toml", "README.md", "Makefile", "LICENSE", "replay", "tests", "deploy"}
+    allowed = {"pyproject.toml", "README.md", "Makefile", "LICENSE", "replay", "tests", "deploy", "findings"}
     assert {entry for entry in entries if not entry.startswith(".")} <= allowed
     assert {"pyproject.toml", "README.md", "LICENSE", "replay", "tests"} <= entries
