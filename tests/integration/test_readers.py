@@ -217,7 +217,8 @@ async def test_a_reader_that_reads_nothing_holds_no_more_than_its_buffer_and_an_
     await eventually("the readers", subscribers, lambda count: count == len(readers))
 
     # then each costs little: what was made for one of them is everybody's
-    assert rss_bytes(node.pid) - before < len(readers) * (65_536 + 160_000) + (4 << 20)
+    held = len(readers) * (65_536 + 160_000)
+    assert rss_bytes(node.pid) - before < 2 * held + (4 << 20)  # of what was made once, the process may keep the room
     # and has everything when it reads on
     readers[0].go_on_reading()
     await readers[0].ended()

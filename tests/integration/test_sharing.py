@@ -22,7 +22,8 @@ async def services(request, make_node, valkey):
     async def start(settings):
         database = settings.get("database", 0)
         rest = {name: value for name, value in settings.items() if name != "database"}
-        producing, reading = [await make_node(valkey_url=f"{valkey.url}/{database}", **rest) for _ in range(2)]
+        url = f"{valkey.url.removesuffix('/0')}/{database}"
+        producing, reading = [await make_node(valkey_url=url, **rest) for _ in range(2)]
         return producing.api, reading.api
 
     return [await start(settings) for settings in APART[request.param]]
