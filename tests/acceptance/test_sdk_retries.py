@@ -19,6 +19,8 @@ from support.deadlines import eventually, within
 from support.fault_proxy import FaultProxy
 from support.upstream import Call, ScriptedUpstream, generate, say
 
+pytestmark = pytest.mark.slow
+
 CHAT: dict[str, Any] = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
 TRANSPORTS = {"httpx": DefaultAsyncHttpxClient, "aiohttp": DefaultAioHttpClient}
 IMPATIENT_S = 1.0
