@@ -96,3 +96,15 @@ sub vcl_backend_error {
         return (deliver);
     }
 }
+
+sub vcl_synth {
+    # The same where a node broke off right behind its head, so that there is an answer of which nothing is to be had.
+    if (req.http.Event-Source && resp.status == 503) {
+        set resp.status = 200;
+        set resp.http.Content-Type = "text/event-stream";
+        set resp.http.Cache-Control = "no-store";
+        synthetic({"retry: 1000
+"});
+        return (deliver);
+    }
+}

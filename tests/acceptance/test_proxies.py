@@ -530,6 +530,16 @@ def parsed(head: str) -> tuple[str, dict[str, str]]:
 
 
 @every_proxy
+async def test_a_node_that_breaks_off_behind_its_head_ends_no_event_source(name: str, start_proxy: StartProxy) -> None:
+    async with Stub(stream(EVENT), "reset") as first, Stub(stream(EVENT), "reset") as second:
+        proxy = await start_proxy(name, first, second)
+        for _ in range(20):
+            with contextlib.suppress(OSError):  # nothing at all: it tries again
+                answer = await read_stream(proxy.api.at(EVENT_PATHS[0]))
+                assert (answer.status, answer.media_type) == (200, "text/event-stream")
+
+
+@every_proxy
 async def test_the_connection_of_a_client_is_kept(name: str, start_proxy: StartProxy) -> None:
     async with Stub(stream(EVENT, end=FINAL_CHUNK)) as node:
         proxy = await start_proxy(name, node, node)
