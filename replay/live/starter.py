@@ -162,9 +162,9 @@ class Starter:
         last = await self._store.last(generation_id)
         if last is None and not new and self._hub.healing:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
-        if last is None and await self._claim(key_hash, claim) != claim:
-            return await self._start_once(order)  # it was cleared away with its claim, and the key is another's now
         if last is None:
+            if await self._claim(key_hash, claim) != claim:
+                return await self._start_once(order)  # it was cleared away with its claim, and the key is another's now
             try:
                 return await self._create(
                     order,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from replay.wire.response_output import object_in
+
 _WORST_FIRST = ("failed", "incomplete", "completed")
 _NO_ERROR = ("type", "response", "sequence_number", "error")
 LAST = tuple(f"response.{outcome}" for outcome in _WORST_FIRST)
@@ -15,7 +17,7 @@ LAST = tuple(f"response.{outcome}" for outcome in _WORST_FIRST)
 
 def outcome_of(event: dict[str, Any]) -> str:
     """How a last event says that it went: the worse of what its name says and what its response does."""
-    said = (event["type"].removeprefix("response."), _response(event).get("status"))
+    said = (event["type"].removeprefix("response."), object_in(event.get("response")).get("status"))
     return next((outcome for outcome in _WORST_FIRST if outcome in said), said[0])
 
 
@@ -24,9 +26,4 @@ def error_of(event: dict[str, Any]) -> Any:
     if event["type"] != "response.error" and outcome_of(event) != "failed":
         return None
     beside = {key: value for key, value in event.items() if key not in _NO_ERROR}
-    return _response(event).get("error") or event.get("error") or beside
-
-
-def _response(event: dict[str, Any]) -> dict[str, Any]:
-    response = event.get("response")
-    return response if isinstance(response, dict) else {}
+    return object_in(event.get("response")).get("error") or event.get("error") or beside
