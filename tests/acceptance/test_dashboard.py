@@ -627,6 +627,13 @@ async def all_views(open_page: Open, api: Api, upstream: ScriptedUpstream) -> As
     yield ["/", f"/g/{live}", f"/g/{ended}", f"/g/{failed}", "/g/none"]
 
 
+async def all_there(tab: Tab, path: str) -> None:
+    """Wait until the page shows what it is of, and will not be replaced by another."""
+    await tab.until("document.querySelector('h1') && !document.querySelector('h1').textContent.includes('…')")
+    if path.startswith("/g/gen"):
+        await tab.until("!['', 'Connecting…'].includes(document.querySelector('[data-part=standing]').textContent)")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_phone_scrolls_one_way_only(open_page, node, upstream, scheme):
     async with (
@@ -635,8 +642,7 @@ async def test_phone_scrolls_one_way_only(open_page, node, upstream, scheme):
     ):
         for path in paths:
             tab = await open_page(path, context=phone)
-            await tab.until("document.querySelector('h1') !== null")
-            await tab.page.wait_for_load_state("load")
+            await all_there(tab, path)
             for details in await tab.page.locator("details summary:visible").all():
                 await details.click()
             await tab.page.get_by_role("button", name="New generation").click()
@@ -714,11 +720,7 @@ async def test_pages_are_named_structured_and_legible(open_page, node, upstream,
     ):
         for path in paths:
             tab = await open_page(path, context=context)
-            await tab.until("document.querySelector('h1') && !document.querySelector('h1').textContent.includes('…')")
-            if path.startswith("/g/gen"):
-                await tab.until(
-                    "!['', 'Connecting…'].includes(document.querySelector('[data-part=standing]').textContent)"
-                )
+            await all_there(tab, path)
             assert await tab.page.evaluate(_FAULTS) == [], path
             assert await tab.page.evaluate(_PALE) == [], path
             await tab.page.close()

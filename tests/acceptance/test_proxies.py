@@ -566,11 +566,14 @@ async def test_a_clean_end_stays_one_and_a_cut_stays_one(name: str, start_proxy:
             node.answer = stream(EVENT, end=FINAL_CHUNK)
             whole = await read_stream(proxy.api.at(path))
             node.answer = stream(EVENT)
-            cut = await read_stream(proxy.api.at(path))
+            node.leaving.clear()
+            async with streaming(proxy.api.at(path)) as reader:
+                await reader.until(EVENT)  # Varnish drops what comes right before a cut
+                node.leaving.set()
+                cut = await reader.to_end()
 
             assert (whole.status, whole.body, whole.clean) == (200, EVENT, True)
-            assert (cut.status, cut.clean) == (200, False)
-            assert EVENT.startswith(cut.body)  # Varnish drops what comes right before a cut
+            assert (cut.status, cut.body, cut.clean) == (200, EVENT, False)
 
 
 @every_proxy

@@ -310,6 +310,8 @@ class Stub:
         self.checks: list[str] = []  # heads of requests for /readyz
         self.checked = asyncio.Event()
         self.answer = answer
+        self.leaving = asyncio.Event()  # it stays after an answer for as long as this is not set
+        self.leaving.set()
         self._leave = leave
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -327,6 +329,7 @@ class Stub:
                 self.heads.append(head)
                 writer.write(self.answer)
                 await writer.drain()
+                await self.leaving.wait()
                 if self._leave == "reset":
                     # A reset overtakes what is still on its way; a node's own aborts are the same.
                     reset_on_close(writer.get_extra_info("socket"))
