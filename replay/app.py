@@ -17,13 +17,13 @@ from aiohttp import web
 from replay import addresses, config
 from replay.config import Settings
 from replay.errors import InvalidSetting
+from replay.http.activity import ActivityEvents
 from replay.http.bodies import Bodies
-from replay.http.bundles import Bundles
 from replay.http.events import Events
-from replay.http.feed import LifeFeed
 from replay.http.generations import Generations
 from replay.http.headers import complete_response
-from replay.http.openai import Calls, Completions
+from replay.http.multiplexing import MultiplexedEvents
+from replay.http.openai import Completions, OpenAIService
 from replay.http.ops import Ops
 from replay.http.origins import Origins
 from replay.http.pages import Pages
@@ -33,14 +33,14 @@ from replay.http.server import Runner
 from replay.http.siblings import Siblings
 from replay.http.stored import Stored
 from replay.http.streaming import Streaming
-from replay.http.tokens import Tokens
+from replay.http.token_stream import TokenStream
 from replay.http.transcripts import Transcripts
+from replay.live.activity import Activity
 from replay.live.catalogue import Catalogue
-from replay.live.chronicle import Chronicle
 from replay.live.counters import Counters
 from replay.live.hub import Hub
-from replay.live.node import Node
 from replay.live.orphans import Orphans
+from replay.live.periodic_work import PeriodicWork
 from replay.live.producers import Producers
 from replay.live.starter import Starter
 from replay.redaction import Redaction
@@ -54,7 +54,7 @@ from replay.upstream.openai import OpenAIUpstream
 from replay.upstream.table import UpstreamTable
 from replay.upstream.transport import Transport
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _CONNECT_PATIENCE_S = 10.0  # a Valkey that starts beside the node takes a moment
 _REPAIRED_WITHIN_S = 7.0  # a producer compares a silent log every five, and then puts back what Valkey has lost of it
@@ -95,13 +95,13 @@ class App:
         patience_s = max(2 * settings.lease_s, _REPAIRED_WITHIN_S)
         self.hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=patience_s)
         parts.push_async_callback(self.hub.stop)
-        chronicle = Chronicle(store, patience_s=patience_s)
-        chronicle.start()
-        parts.push_async_callback(chronicle.stop)
+        activity = Activity(store, patience_s=patience_s)
+        activity.start()
+        parts.push_async_callback(activity.stop)
         self.producers = Producers(
             store,
             self.hub,
-            chronicle,
+            activity,
             upstream,
             settings,
             counters,
@@ -109,7 +109,7 @@ class App:
             redaction=Redaction(config.secrets(settings)),
         )
         orphans = Orphans(store, self.hub, self.producers, counters, node=self.name, lease_s=settings.lease_s)
-        node = Node(store, self.hub, chronicle, self.producers, orphans, settings, name=self.name)
+        node = PeriodicWork(store, self.hub, activity, self.producers, orphans, settings, name=self.name)
         await node.start(alone=alone)
         parts.push_async_callback(node.stop)
         parts.push_async_callback(self.producers.stop)
@@ -122,7 +122,7 @@ class App:
         generations = Generations(
             store,
             self.hub,
-            chronicle,
+            activity,
             catalogue,
             self.producers,
             starter,
@@ -137,13 +137,13 @@ class App:
             parts.push_async_callback(self._siblings.stop)
         web_app = web.Application(middlewares=[answer_problems, origins.admit], client_max_size=settings.max_body_bytes)
         web_app.on_response_prepare.append(complete_response)
-        calls = Calls(store, self.hub, self.producers, starter, upstream, self._streaming, bodies, settings)
-        openai = (Completions(calls), Stored(calls), Tokens(calls, origins), ResponseCalls(calls))
+        service = OpenAIService(store, self.hub, self.producers, starter, upstream, self._streaming, bodies, settings)
+        openai = (Completions(service), Stored(service), TokenStream(service, origins), ResponseCalls(service))
         watching = (
             events,
             Transcripts(self.hub),
-            Bundles(self.hub, self._streaming),
-            LifeFeed(chronicle, self._streaming),
+            MultiplexedEvents(self.hub, self._streaming),
+            ActivityEvents(activity, self._streaming),
         )
         for face in (generations, *watching, ops, *openai, Pages()):
             web_app.add_routes(face.routes())
@@ -169,7 +169,7 @@ class App:
         except OSError as error:
             raise addresses.refusal(settings.host, settings.port, error) from error
         port = runner.addresses[0][1]
-        log.info("node started", extra={"node": self.name, "host": settings.host, "port": port})
+        logger.info("node started", extra={"node": self.name, "host": settings.host, "port": port})
         return addresses.url_here(settings.host, port)
 
     async def drain(self) -> None:
@@ -179,12 +179,12 @@ class App:
         readers are sent elsewhere, a few at a time -> lease given up, connections closed.
         """
         self.producers.draining = True
-        log.info("draining", extra={"generations": len(self.producers), "subscribers": len(self.hub.subscribers)})
+        logger.info("draining", extra={"generations": len(self.producers), "subscribers": len(self.hub.subscribers)})
         await self.producers.drain(self.settings.drain_grace_s)
         self._streaming.closed = True
         await self._release_subscribers()
         await self.stop()
-        log.info("drained")
+        logger.info("drained")
 
     async def _release_subscribers(self) -> None:
         """Cut the readers, spread over a while: a thousand that come back at once are a storm elsewhere."""

@@ -26,7 +26,7 @@ from replay.http.siblings import Siblings
 from replay.redaction import Redaction
 from replay.workers import Workers
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ async def _serve(app: App, ready: Callable[[str], None]) -> int:
     if draining.done():
         draining.result()
         return 0
-    log.warning("stopping now")
+    logger.warning("stopping now")
     draining.cancel()
     await asyncio.gather(draining, return_exceptions=True)
     await app.stop()

@@ -28,7 +28,7 @@ from replay import addresses
 from replay.config import Settings
 from replay.store.embedded import EmbeddedValkey
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _STEADY_S = 60.0  # a worker that lived this long did not die at once
 _PAUSE_S = 1.0  # before one that did is started again
@@ -164,7 +164,7 @@ class Workers:
             if self._leaving.is_set():
                 # One that dies of the signal does not listen to it yet, or no longer: it has nothing to lose.
                 return 0 if code == -signal.SIGTERM else code
-            log.error("worker died", extra={"worker": number, "worker_pid": worker.process.pid, "exit_status": code})
+            logger.error("worker died", extra={"worker": number, "worker_pid": worker.process.pid, "exit_status": code})
             if loop.time() - began < _STEADY_S:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._leaving.wait(), _PAUSE_S)

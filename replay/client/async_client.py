@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import httpx2
 
 from replay.client import calls, requests
+from replay.client.backoff import Backoff
 from replay.client.connection import LOST, Connection, answer_of
 from replay.client.events import Event
 from replay.client.exchange import Outcome, Request
 from replay.client.following import Following, OnLost
 from replay.client.generations import Generation, Transcript
-from replay.client.patience import Patience
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class AsyncClient:
             messages,
             options=options,
             idempotency_key=idempotency_key,
-            patience=self._patience(),
+            backoff=self._backoff(),
         )
         return await self._run(call)
 
@@ -81,12 +81,12 @@ class AsyncClient:
 
         Whoever leaves the loop early and wants the connection closed then uses `contextlib.aclosing`.
         """
-        following = Following(generation_id, after=after, patience=Patience(give_up_after), on_lost=on_lost)
+        following = Following(generation_id, after=after, backoff=Backoff(give_up_after), on_lost=on_lost)
         return self._follow(following)
 
     async def generation(self, generation_id: str) -> Generation:
         """A generation as it is now; raises GenerationNotFound."""
-        return await self._run(calls.generation(generation_id, self._patience()))
+        return await self._run(calls.generation(generation_id, self._backoff()))
 
     async def list(
         self,
@@ -103,21 +103,21 @@ class AsyncClient:
         filters = requests.filters(status=status, model=model, metadata=metadata, q=q, since=since, until=until)
         listing = calls.Listing(filters, limit=limit)
         while not listing.complete:
-            page = await self._run(listing.page(self._patience()))
+            page = await self._run(listing.page(self._backoff()))
             for generation in listing.take(page):
                 yield generation
 
     async def transcript(self, generation_id: str, *, wait: float | None = None) -> Transcript:
         """What a generation has said. See `Client.transcript`."""
-        return await self._run(calls.transcript(generation_id, wait, self._patience()))
+        return await self._run(calls.transcript(generation_id, wait, self._backoff()))
 
     async def text(self, generation_id: str, *, wait: float | None = None) -> str:
         """The visible answer so far. See `Client.text`."""
-        return await self._run(calls.text(generation_id, wait, self._patience()))
+        return await self._run(calls.text(generation_id, wait, self._backoff()))
 
     async def markdown(self, generation_id: str, *, wait: float | None = None) -> str:
         """The answer so far with its reasoning and tool calls, as Markdown. See `Client.markdown`."""
-        return await self._run(calls.markdown(generation_id, wait, self._patience()))
+        return await self._run(calls.markdown(generation_id, wait, self._backoff()))
 
     async def wait(self, generation_id: str, timeout: float | None = None) -> Generation:
         """The generation when it has ended. See `Client.wait`."""
@@ -125,11 +125,11 @@ class AsyncClient:
 
     async def cancel(self, generation_id: str) -> Generation:
         """Stop a generation; what it has said stays. See `Client.cancel`."""
-        return await self._run(calls.cancel(generation_id, self._patience()))
+        return await self._run(calls.cancel(generation_id, self._backoff()))
 
     async def delete(self, generation_id: str) -> None:
         """Remove a generation and every trace of it. See `Client.delete`."""
-        await self._run(calls.delete(generation_id, self._patience()))
+        await self._run(calls.delete(generation_id, self._backoff()))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -141,8 +141,8 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _patience(self) -> Patience:
-        return Patience(self._retry_for_s)
+    def _backoff(self) -> Backoff:
+        return Backoff(self._retry_for_s)
 
     async def _run(self, call: calls.Call[T]) -> T:
         try:

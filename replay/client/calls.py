@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from replay.client import requests
+from replay.client.backoff import Backoff
 from replay.client.exchange import Answer, Outcome, Request
 from replay.client.generations import (
     TERMINAL,
@@ -23,7 +24,6 @@ from replay.client.generations import (
     read_page,
     read_transcript,
 )
-from replay.client.patience import Patience
 from replay.client.problems import UnexpectedAnswer, error_of, may_pass, retry_after_s
 from replay.errors import GenerationNotFound
 
@@ -50,44 +50,44 @@ def start(
     *,
     options: Mapping[str, Any],
     idempotency_key: str | None,
-    patience: Patience,
+    backoff: Backoff,
 ) -> Call[Generation]:
     """Start a generation."""
     request = requests.start(parameters, prompt, messages, options=options, idempotency_key=idempotency_key)
-    return _fetch(request, patience, read_generation)
+    return _fetch(request, backoff, read_generation)
 
 
-def generation(generation_id: str, patience: Patience) -> Call[Generation]:
+def generation(generation_id: str, backoff: Backoff) -> Call[Generation]:
     """Look a generation up."""
-    return _fetch(requests.generation(generation_id), patience, read_generation)
+    return _fetch(requests.generation(generation_id), backoff, read_generation)
 
 
-def transcript(generation_id: str, wait_s: float | None, patience: Patience) -> Call[Transcript]:
+def transcript(generation_id: str, wait_s: float | None, backoff: Backoff) -> Call[Transcript]:
     """What it has said, as an object."""
-    return _fetch(requests.transcript(generation_id, requests.JSON, wait_s), patience, read_transcript)
+    return _fetch(requests.transcript(generation_id, requests.JSON, wait_s), backoff, read_transcript)
 
 
-def text(generation_id: str, wait_s: float | None, patience: Patience) -> Call[str]:
+def text(generation_id: str, wait_s: float | None, backoff: Backoff) -> Call[str]:
     """What it has said, as a plain text."""
-    return _fetch_text(requests.transcript(generation_id, requests.TEXT, wait_s), patience)
+    return _fetch_text(requests.transcript(generation_id, requests.TEXT, wait_s), backoff)
 
 
-def markdown(generation_id: str, wait_s: float | None, patience: Patience) -> Call[str]:
+def markdown(generation_id: str, wait_s: float | None, backoff: Backoff) -> Call[str]:
     """What it has said, as Markdown."""
-    return _fetch_text(requests.transcript(generation_id, requests.MARKDOWN, wait_s), patience)
+    return _fetch_text(requests.transcript(generation_id, requests.MARKDOWN, wait_s), backoff)
 
 
-def cancel(generation_id: str, patience: Patience) -> Call[Generation]:
+def cancel(generation_id: str, backoff: Backoff) -> Call[Generation]:
     """Stop a generation."""
-    return _fetch(requests.cancel(generation_id), patience, read_generation)
+    return _fetch(requests.cancel(generation_id), backoff, read_generation)
 
 
-def delete(generation_id: str, patience: Patience) -> Call[None]:
+def delete(generation_id: str, backoff: Backoff) -> Call[None]:
     """Remove a generation; a 404 after an answer that was lost says that it is done."""
     try:
-        yield from _ask(requests.delete(generation_id), patience)
+        yield from _ask(requests.delete(generation_id), backoff)
     except GenerationNotFound:
-        if not patience.failures:
+        if not backoff.failures:
             raise
 
 
@@ -97,9 +97,9 @@ def wait(generation_id: str, timeout_s: float | None, clock: Callable[[], float]
     while True:
         left_s = None if deadline is None else max(0.0, deadline - clock())
         wait_s = requests.LONGEST_WAIT_S if left_s is None else min(left_s, requests.LONGEST_WAIT_S)
-        answer = yield from _ask_text(requests.transcript(generation_id, requests.TEXT, wait_s), Patience(left_s))
+        answer = yield from _ask_text(requests.transcript(generation_id, requests.TEXT, wait_s), Backoff(left_s))
         if answer.headers[_STATUS] in TERMINAL:
-            return (yield from generation(generation_id, Patience(left_s)))
+            return (yield from generation(generation_id, Backoff(left_s)))
         if left_s is not None and left_s <= wait_s:
             raise TimeoutError(f"generation {generation_id} has not ended within {timeout_s:g} s")
 
@@ -116,10 +116,10 @@ class Listing:
         self._left = limit
         self._before: str | None = None
 
-    def page(self, patience: Patience) -> Call[Page]:
+    def page(self, backoff: Backoff) -> Call[Page]:
         """Ask for the next page."""
         size = _PAGE if self._left is None else min(self._left, _PAGE)
-        return _fetch(requests.page(self._filters, limit=size, before=self._before), patience, read_page)
+        return _fetch(requests.page(self._filters, limit=size, before=self._before), backoff, read_page)
 
     def take(self, page: Page) -> list[Generation]:
         """The generations of a page; a page may be short, or empty, although there is more."""
@@ -130,34 +130,34 @@ class Listing:
         return page.generations
 
 
-def _ask(request: Request, patience: Patience) -> Call[Answer]:
+def _ask(request: Request, backoff: Backoff) -> Call[Answer]:
     """Send a request until it is answered; raises what the service refuses with, or Unreachable."""
     after_s = 0.0
     while True:
         outcome = yield Try(request, after_s)
         if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
             return outcome
-        pause_s = patience.pause_s(retry_after_s(outcome)) if may_pass(outcome) else None
+        pause_s = backoff.pause_s(retry_after_s(outcome)) if may_pass(outcome) else None
         if pause_s is None:
             raise error_of(outcome)
         after_s = pause_s
 
 
-def _fetch(request: Request, patience: Patience, read: Callable[[dict[str, Any]], T]) -> Call[T]:
+def _fetch(request: Request, backoff: Backoff, read: Callable[[dict[str, Any]], T]) -> Call[T]:
     """Ask for an object."""
-    answer = yield from _ask(request, patience)
+    answer = yield from _ask(request, backoff)
     return read_answer(answer, read)
 
 
-def _fetch_text(request: Request, patience: Patience) -> Call[str]:
+def _fetch_text(request: Request, backoff: Backoff) -> Call[str]:
     """Ask for a text."""
-    answer = yield from _ask_text(request, patience)
+    answer = yield from _ask_text(request, backoff)
     return answer.body.decode(errors="replace")
 
 
-def _ask_text(request: Request, patience: Patience) -> Call[Answer]:
+def _ask_text(request: Request, backoff: Backoff) -> Call[Answer]:
     """Ask for what a generation has said; any page of any server is a text, so it has to say whose it is."""
-    answer = yield from _ask(request, patience)
+    answer = yield from _ask(request, backoff)
     if _STATUS not in answer.headers:
         raise UnexpectedAnswer(f"expected a transcript with {_STATUS}, got {answer.body[:100]!r}")
     return answer

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import httpx2
 
 from replay.client import calls, requests
+from replay.client.backoff import Backoff
 from replay.client.connection import LOST, Connection, answer_of
 from replay.client.events import Event
 from replay.client.exchange import Outcome, Request
 from replay.client.following import Following, OnLost
 from replay.client.generations import Generation, Transcript
-from replay.client.patience import Patience
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class Client:
             messages,
             options=options,
             idempotency_key=idempotency_key,
-            patience=self._patience(),
+            backoff=self._backoff(),
         )
         return self._run(call)
 
@@ -104,12 +104,12 @@ class Client:
         `Live` says that the past has been shown; `Reset` that what was shown is not of this log, which follows from
         its `Start`. Raises GenerationNotFound, also for one that is deleted meanwhile, InvalidEventId, Unreachable.
         """
-        following = Following(generation_id, after=after, patience=Patience(give_up_after), on_lost=on_lost)
+        following = Following(generation_id, after=after, backoff=Backoff(give_up_after), on_lost=on_lost)
         return self._follow(following)
 
     def generation(self, generation_id: str) -> Generation:
         """A generation as it is now; raises GenerationNotFound."""
-        return self._run(calls.generation(generation_id, self._patience()))
+        return self._run(calls.generation(generation_id, self._backoff()))
 
     def list(
         self,
@@ -132,7 +132,7 @@ class Client:
         filters = requests.filters(status=status, model=model, metadata=metadata, q=q, since=since, until=until)
         listing = calls.Listing(filters, limit=limit)
         while not listing.complete:
-            page = self._run(listing.page(self._patience()))
+            page = self._run(listing.page(self._backoff()))
             yield from listing.take(page)
 
     def transcript(self, generation_id: str, *, wait: float | None = None) -> Transcript:
@@ -140,15 +140,15 @@ class Client:
 
         `status` tells whether it is the whole. Raises GenerationNotFound, InvalidRequest.
         """
-        return self._run(calls.transcript(generation_id, wait, self._patience()))
+        return self._run(calls.transcript(generation_id, wait, self._backoff()))
 
     def text(self, generation_id: str, *, wait: float | None = None) -> str:
         """The visible answer so far; as `transcript`."""
-        return self._run(calls.text(generation_id, wait, self._patience()))
+        return self._run(calls.text(generation_id, wait, self._backoff()))
 
     def markdown(self, generation_id: str, *, wait: float | None = None) -> str:
         """The answer so far with its reasoning and tool calls, as Markdown; as `transcript`."""
-        return self._run(calls.markdown(generation_id, wait, self._patience()))
+        return self._run(calls.markdown(generation_id, wait, self._backoff()))
 
     def wait(self, generation_id: str, timeout: float | None = None) -> Generation:
         """The generation when it has ended, however: look at its `status`.
@@ -160,11 +160,11 @@ class Client:
 
     def cancel(self, generation_id: str) -> Generation:
         """Stop a generation; what it has said stays. One that has ended stays as it is. Raises GenerationNotFound."""
-        return self._run(calls.cancel(generation_id, self._patience()))
+        return self._run(calls.cancel(generation_id, self._backoff()))
 
     def delete(self, generation_id: str) -> None:
         """Remove a generation and every trace of it, cancelled first if it goes on; raises GenerationNotFound."""
-        self._run(calls.delete(generation_id, self._patience()))
+        self._run(calls.delete(generation_id, self._backoff()))
 
     def close(self) -> None:
         """Close all connections."""
@@ -176,8 +176,8 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _patience(self) -> Patience:
-        return Patience(self._retry_for_s)
+    def _backoff(self) -> Backoff:
+        return Backoff(self._retry_for_s)
 
     def _run(self, call: calls.Call[T]) -> T:
         try:

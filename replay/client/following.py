@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from replay.client import requests
+from replay.client.backoff import Backoff
 from replay.client.calls import read_answer
 from replay.client.events import End, Event, read_event
 from replay.client.exchange import Answer, Lost, Outcome, Request
 from replay.client.generations import read_generation
-from replay.client.patience import Patience
 from replay.client.problems import UnexpectedAnswer, error_of, may_pass, retry_after_s
 from replay.errors import ReplayError
 
@@ -32,13 +32,13 @@ class Following:
         generation_id: str,
         *,
         after: str | None = None,
-        patience: Patience | None = None,
+        backoff: Backoff | None = None,
         on_lost: OnLost | None = None,
     ) -> None:
         self.complete = False  # the `end` has been seen, now or by whoever gave the cursor
         self._generation_id = generation_id
         self._cursor = after
-        self._patience = patience or Patience(None)
+        self._backoff = backoff or Backoff(None)
         self._on_lost = on_lost
         self._half_line: list[bytes] = []
         self._empty, self._ended = True, False  # the response on this connection
@@ -71,10 +71,10 @@ class Following:
         self._half_line.append(half_line)
 
     def _take(self, event: Event) -> Event:
-        self._patience.reached()
+        self._backoff.reached()
         if event.event_id is not None:
             self._cursor = event.event_id
-            self._patience.succeeded()
+            self._backoff.succeeded()
         self.complete = isinstance(event, End)
         return event
 
@@ -98,7 +98,7 @@ class Following:
         """The seconds to wait before the next connection; raises the outcome's error if there should be none."""
         error = error_of(outcome)
         passes = may_pass(outcome) or (isinstance(outcome, Answer) and outcome.status >= 500)
-        pause_s = self._patience.pause_s(retry_after_s(outcome)) if passes else None
+        pause_s = self._backoff.pause_s(retry_after_s(outcome)) if passes else None
         if pause_s is None:
             raise error
         if self._on_lost is not None:

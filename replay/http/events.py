@@ -17,22 +17,22 @@ from replay.live.hub import Hub
 from replay.live.subscriber import Pace
 from replay.model.event import FROM_START, EventId
 from replay.wire import json
-from replay.wire.events import NDJSON, SSE, Face, event_objects
-from replay.wire.openai_faces import CHUNKS
+from replay.wire.events import NDJSON, SSE, Format, event_objects
+from replay.wire.openai_formats import CHUNKS
 
 _STREAM = "text/event-stream"
 _LINES = "application/x-ndjson"
 _PAGE = "application/json"
-_FACES = {_STREAM: SSE, _LINES: NDJSON}
+_FORMATS = {_STREAM: SSE, _LINES: NDJSON}
 _LARGEST_PAGE = 1000
 _DEFAULT_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class EventsQuery:
     """What a request for events asks for."""
 
-    face: Face | None  # None: a page
+    format: Format | None  # None: a page
     cursor: EventId | str | None  # the string is `-1`, from the start
     pace: Pace
     snapshot: bool
@@ -40,21 +40,21 @@ class Wish:
     limit: int  # events of a page
 
 
-def read_wish(request: web.Request) -> Wish:
+def read_events_query(request: web.Request) -> EventsQuery:
     """What a request asks for; raises InvalidRequest, NotAcceptable."""
-    face = _face(request)
-    return Wish(
-        face=face,
+    format = _format(request)
+    return EventsQuery(
+        format=format,
         cursor=event_id_of(request),
         pace=_pace(request),
-        snapshot=_mode(request, face) == "snapshot",
+        snapshot=_mode(request, format) == "snapshot",
         since_ms=negotiation.time_ms(request, "since"),
         limit=negotiation.integer(request, "limit", least=1, most=_LARGEST_PAGE, default=_DEFAULT_PAGE),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Resumption:
     """Where a reader begins, and what it has to be told first."""
 
     start: int
@@ -74,41 +74,41 @@ class Events:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Exactly what comes after the cursor, then live."""
-        return await self.answer(request, generation_id_of(request), read_wish(request))
+        return await self.answer(request, generation_id_of(request), read_events_query(request))
 
-    async def answer(self, request: web.Request, generation_id: str, wish: Wish) -> web.StreamResponse:
+    async def answer(self, request: web.Request, generation_id: str, query: EventsQuery) -> web.StreamResponse:
         """The events of a generation, as the request wants them."""
-        if wish.face is None:
-            return await self._page(await self._hub.open(generation_id), wish)
+        if query.format is None:
+            return await self._page(await self._hub.open(generation_id), query)
         try:
             feed = await self._hub.open(generation_id)
-            place = await self._place(feed, wish)
+            place = await self._resumption(feed, query)
         except StoreUnavailable:
-            return await self._streaming.come_back(request, wish.face)
+            return await self._streaming.come_back(request, query.format)
         if self._streaming.closed or feed.invalid:
-            return await self._streaming.come_back(request, wish.face)
-        if place.start >= len(feed.log) and feed.log.complete and wish.face is not NDJSON:
+            return await self._streaming.come_back(request, query.format)
+        if place.start >= len(feed.log) and feed.log.complete and query.format is not NDJSON:
             return web.Response(status=204)
-        preface = b"".join(wish.face.notice(name, data, event_id) for name, data, event_id in place.notices)
-        return self._streaming.stream(request, feed, wish.face, start=place.start, preface=preface, pace=wish.pace)
+        preface = b"".join(query.format.notice(name, data, event_id) for name, data, event_id in place.notices)
+        return self._streaming.stream(request, feed, query.format, start=place.start, preface=preface, pace=query.pace)
 
-    async def _place(self, feed: Feed, wish: Wish) -> Place:
-        log, cursor = feed.log, wish.cursor
+    async def _resumption(self, feed: Feed, query: EventsQuery) -> Resumption:
+        log, cursor = feed.log, query.cursor
         if isinstance(cursor, EventId):
             if await self._hub.find(feed, cursor):
-                return Place(cursor.seq + 1)
-            return Place(0, (("reset", {"reason": "unknown_event_id", "asked": str(cursor)}, None),))
+                return Resumption(cursor.seq + 1)
+            return Resumption(0, (("reset", {"reason": "unknown_event_id", "asked": str(cursor)}, None),))
         if cursor == FROM_START:
-            return Place(0)
-        if wish.snapshot:
+            return Resumption(0)
+        if query.snapshot:
             stop = len(log) - 1 if log.complete else len(log)
-            return Place(stop, (("snapshot", transcript_of(feed, stop), str(log.event_id(stop - 1))),))
-        return Place(0 if wish.since_ms is None else log.since(wish.since_ms))
+            return Resumption(stop, (("snapshot", transcript_of(feed, stop), str(log.event_id(stop - 1))),))
+        return Resumption(0 if query.since_ms is None else log.since(query.since_ms))
 
-    async def _page(self, feed: Feed, wish: Wish) -> web.Response:
-        place = await self._place(feed, wish)
+    async def _page(self, feed: Feed, query: EventsQuery) -> web.Response:
+        place = await self._resumption(feed, query)
         log = feed.log
-        stop = min(place.start + wish.limit, len(log))
+        stop = min(place.start + query.limit, len(log))
         events = event_objects(feed.recording, place.start, stop)
         complete = log.complete and stop == len(log)
         following = None if complete else str(log.event_id(stop - 1)) if stop else FROM_START
@@ -122,14 +122,14 @@ class Events:
         return web.Response(body=body, content_type=_PAGE, headers={"Cache-Control": "no-cache"})
 
 
-def _face(request: web.Request) -> Face | None:
+def _format(request: web.Request) -> Format | None:
     """The form that is asked for; None is a page."""
     form = request.query.get("format")
     if form == "openai":
         return CHUNKS  # whatever Accept says: the official SDK asks for JSON when it wants a stream
     if form is not None:
         raise InvalidRequest(f"format={form[:100]!r}: expected openai, or no format")
-    return _FACES.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))
+    return _FORMATS.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))
 
 
 def cursor_of(request: web.Request) -> str | None:
@@ -158,8 +158,8 @@ def read_mode(request: web.Request) -> str | None:
     return mode
 
 
-def _mode(request: web.Request, face: Face | None) -> str | None:
+def _mode(request: web.Request, format: Format | None) -> str | None:
     mode = read_mode(request)
-    if mode is not None and face not in (SSE, NDJSON):
+    if mode is not None and format not in (SSE, NDJSON):
         raise InvalidRequest("mode=snapshot: expected for a stream of events, not for pages or format=openai")
     return mode

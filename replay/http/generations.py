@@ -11,20 +11,20 @@ from aiohttp import web
 from replay.config import Settings
 from replay.http import negotiation
 from replay.http.bodies import Bodies
-from replay.http.events import Events, read_wish
+from replay.http.events import Events, read_events_query
 from replay.http.headers import names_of
 from replay.http.listing import read_query, spell
 from replay.http.negotiation import generation_id_of
-from replay.http.orders import read_order
+from replay.http.start_requests import read_start_request
+from replay.live.activity import Activity
 from replay.live.catalogue import Catalogue, Listed, generation_of
-from replay.live.chronicle import Chronicle
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.live.starter import Starter
 from replay.model.event import FROM_START, Event
 from replay.model.generation import Generation
-from replay.store import Ends, EventStore
+from replay.store import Bounds, EventStore
 from replay.wire import json
 
 _STREAM = "text/event-stream"
@@ -38,7 +38,7 @@ class Generations:
         self,
         store: EventStore,
         hub: Hub,
-        chronicle: Chronicle,
+        activity: Activity,
         catalogue: Catalogue,
         producers: Producers,
         starter: Starter,
@@ -50,7 +50,7 @@ class Generations:
     ) -> None:
         self._store = store
         self._hub = hub
-        self._chronicle = chronicle
+        self._activity = activity
         self._catalogue = catalogue
         self._producers = producers
         self._starter = starter
@@ -72,29 +72,29 @@ class Generations:
     async def start(self, request: web.Request) -> web.StreamResponse:
         """Start a generation; answer with its object, or with its event stream where that is asked for."""
         media_type = negotiation.accepted(request, ("application/json", _STREAM))
-        wish = read_wish(request) if media_type == _STREAM else None
+        query = read_events_query(request) if media_type == _STREAM else None
         async with self._bodies.read_object(request) as body:
-            started = await self._starter.start(read_order(request, body, self._settings))
+            started = await self._starter.start(read_start_request(request, body, self._settings))
             del body
         generation_id = started.feed.generation_id
-        if wish is not None:
-            return await self._events.answer(request, generation_id, wish)
+        if query is not None:
+            return await self._events.answer(request, generation_id, query)
         headers = {"Location": f"/generations/{generation_id}", **names_of(started.feed.start)}
         return _answer(await self._describe_feed(started.feed), status=201 if started.created else 200, headers=headers)
 
     async def get(self, request: web.Request) -> web.Response:
         """One generation."""
         generation_id = generation_id_of(request)
-        (ends,) = await self._store.ends([generation_id])
-        if ends is None:
+        (bounds,) = await self._store.bounds([generation_id])
+        if bounds is None:
             return _answer(await self._describe_feed(await self._hub.open(generation_id)))
         counts = await self._count_subscribers([generation_id])
-        return _answer(describe(generation_of(ends), ends.expires_at_ms, counts[generation_id]))
+        return _answer(describe(generation_of(bounds), bounds.expires_at_ms, counts[generation_id]))
 
     async def list_recent(self, request: web.Request) -> web.Response:
         """Generations, newest first."""
         query = read_query(request)
-        cursor = await self._chronicle.last_id()  # read first, so that nothing falls between the list and the feed
+        cursor = await self._activity.last_id()  # read first, so that nothing falls between the list and the feed
         found = await self._catalogue.find(query.selection, before=query.before, limit=query.limit)
         body = b'{"generations":[%b],"next":%b,"feed_cursor":%b}' % (
             b",".join(await self._described(found.listed)),
@@ -128,13 +128,13 @@ class Generations:
         log = feed.log
         first, last = (Event(log.event_id(seq), log.entries[seq]) for seq in (0, len(log) - 1))
         counts = await self._count_subscribers([feed.generation_id])
-        (ends,) = await self._store.ends([feed.generation_id])
-        expires_at_ms = None if ends is None else ends.expires_at_ms
-        return describe(generation_of(Ends(first, last, None)), expires_at_ms, counts[feed.generation_id])
+        (bounds,) = await self._store.bounds([feed.generation_id])
+        expires_at_ms = None if bounds is None else bounds.expires_at_ms
+        return describe(generation_of(Bounds(first, last, None)), expires_at_ms, counts[feed.generation_id])
 
     async def _count_subscribers(self, generation_ids: Sequence[str]) -> dict[str, int]:
         """Here and on the other nodes."""
-        counts = await self._store.watchers(generation_ids, beside=self._node)
+        counts = await self._store.subscribers(generation_ids, beside=self._node)
         for generation_id in generation_ids:
             feed = self._hub.get(generation_id)
             counts[generation_id] += 0 if feed is None else feed.subscribers

@@ -25,8 +25,8 @@ from replay.errors import (
 )
 from replay.http.bodies import Bodies, shown
 from replay.http.headers import names_of
-from replay.http.orders import chat_request, credentials_of, order_of
 from replay.http.problems import openai_error, refused
+from replay.http.start_requests import chat_request, credentials_of, start_request_of
 from replay.http.streaming import Streaming
 from replay.live.feed import Feed
 from replay.live.hub import Hub
@@ -37,14 +37,14 @@ from replay.store import EventStore
 from replay.upstream import Api, Upstream
 from replay.wire import json
 from replay.wire.completions import completion_of, sent_whole
-from replay.wire.events import Face, decode_end
+from replay.wire.events import Format, decode_end
 from replay.wire.openai import wants_usage
-from replay.wire.openai_faces import COMPLETIONS, COMPLETIONS_BARE, error_object
+from replay.wire.openai_formats import COMPLETIONS, COMPLETIONS_BARE, error_object
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
-    """What the faces of OpenAI's API are made of."""
+class OpenAIService:
+    """What the faces of OpenAI's API have in common."""
 
     store: EventStore
     hub: Hub
@@ -57,7 +57,7 @@ class Calls:
 
     async def first_words(self, feed: Feed) -> None:
         """Wait a while for the upstream to say something, or to refuse; raises Draining, StoreUnavailable."""
-        with feed.watched():
+        with feed.subscribed():
             await self.producers.answered(feed)
         self.check_open(feed)
 
@@ -97,7 +97,7 @@ class Calls:
     async def whole(self, feed: Feed) -> Feed:
         """Wait for the end, however long it takes; the feed that has it."""
         while True:
-            with feed.watched():
+            with feed.subscribed():
                 if await feed.wait_end(None):
                     return feed
             feed = await self.hub.open(feed.generation_id)
@@ -135,8 +135,8 @@ def _failed(end: End) -> web.Response:
 class Completions:
     """`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, service: OpenAIService) -> None:
+        self._service = service
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
@@ -155,62 +155,62 @@ class Completions:
         """A legacy completion, streamed or whole."""
         return await self._answer(request, *await self._start_completion(request))
 
-    async def _start_chat(self, request: web.Request) -> tuple[Started, Face | None]:
-        async with self._calls.bodies.read_object(request) as body:
+    async def _start_chat(self, request: web.Request) -> tuple[Started, Format | None]:
+        async with self._service.bodies.read_object(request) as body:
             return await self._start(request, chat_request(body), Api.CHAT)
 
-    async def _start_completion(self, request: web.Request) -> tuple[Started, Face | None]:
-        async with self._calls.bodies.read_object(request) as body:
+    async def _start_completion(self, request: web.Request) -> tuple[Started, Format | None]:
+        async with self._service.bodies.read_object(request) as body:
             if not isinstance(body.get("prompt"), str | list):
                 raise InvalidRequest(f"prompt: expected a string or a list, got {shown(body.get('prompt'))}")
             return await self._start(request, body, Api.COMPLETIONS)
 
-    async def _start(self, request: web.Request, body: dict[str, Any], api: Api) -> tuple[Started, Face | None]:
-        """Start it; the face of its stream, None where the whole is wanted."""
-        calls = self._calls
+    async def _start(self, request: web.Request, body: dict[str, Any], api: Api) -> tuple[Started, Format | None]:
+        """Start it; the format of its stream, None where the whole is wanted."""
+        service = self._service
         options = body.pop("replay", None)
         stream = take_flag(body, "stream")
-        face = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
-        order = order_of(request, body, options, calls.settings, api=api)
-        started = await calls.starter.start(replace(order, whole=not stream))
-        return started, face if stream else None
+        format = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
+        start_request = start_request_of(request, body, options, service.settings, api=api)
+        started = await service.starter.start(replace(start_request, whole=not stream))
+        return started, format if stream else None
 
-    async def _answer(self, request: web.Request, started: Started, face: Face | None) -> web.StreamResponse:
-        calls, feed = self._calls, started.feed
-        if face is None:
-            feed = await calls.whole(feed)
+    async def _answer(self, request: web.Request, started: Started, format: Format | None) -> web.StreamResponse:
+        service, feed = self._service, started.feed
+        if format is None:
+            feed = await service.whole(feed)
             if feed.completed:
                 return answer_json(assembled(feed), feed)
-            return await calls.failure(feed, alone=started.alone)
-        await calls.first_words(feed)
+            return await service.failure(feed, alone=started.alone)
+        await service.first_words(feed)
         if said_nothing(feed):
-            return await calls.failure(feed, alone=started.alone)
+            return await service.failure(feed, alone=started.alone)
         headers = link_headers(feed) | {"x-request-id": request["request_id"]}
-        return calls.streaming.stream(request, feed, face, headers=headers)
+        return service.streaming.stream(request, feed, format, headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:
         """The upstream's models."""
-        calls = self._calls
-        return answer_json(await calls.upstream.models(credentials_of(request, calls.settings)))
+        service = self._service
+        return answer_json(await service.upstream.models(credentials_of(request, service.settings)))
 
     async def model(self, request: web.Request) -> web.Response:
         """One of them; raises ModelNotFound."""
-        calls = self._calls
+        service = self._service
         wanted = request.match_info["model"]
-        listed = await calls.upstream.models(credentials_of(request, calls.settings))
+        listed = await service.upstream.models(credentials_of(request, service.settings))
         for model in listed["data"]:
             if model["id"] == wanted:
                 return answer_json(model)
         raise ModelNotFound(f"model {wanted[:100]!r} is not listed by the upstream")
 
 
-async def kept_request(calls: Calls, feed: Feed) -> dict[str, Any]:
+async def kept_request(service: OpenAIService, feed: Feed) -> dict[str, Any]:
     """The body that the upstream was sent; raises GenerationNotFound when it was not kept."""
-    raw = await calls.store.request(feed.generation_id)
+    raw = await service.store.request(feed.generation_id)
     if raw is None:
         raise GenerationNotFound(
             f"the request of {feed.generation_id!r} was not kept: `store` was false, or it is larger than "
-            f"{calls.settings.max_kept_request_bytes} bytes (--max-kept-request-bytes)"
+            f"{service.settings.max_kept_request_bytes} bytes (--max-kept-request-bytes)"
         )
     kept: dict[str, Any] = json.loads(raw)
     return kept

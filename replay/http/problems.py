@@ -23,7 +23,7 @@ from replay.errors import (
 from replay.wire import json
 from replay.wire.refusals import openai_type
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # OpenAI's clients try again after these; after some of ours it cannot help.
 _RETRIED = frozenset((408, 409, 429, *range(500, 600)))
@@ -84,7 +84,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ConnectionResetError:
         raise
     except Exception as bug:
-        return _answer_to_error(request, unexpected(log, bug, method=request.method, path=request.path))
+        return _answer_to_error(request, unexpected(logger, bug, method=request.method, path=request.path))
 
 
 def refused(refusal: Refusal) -> web.Response:
@@ -99,7 +99,7 @@ def refused(refusal: Refusal) -> web.Response:
 
 def _answer_to_error(request: web.Request, error: ReplayError) -> web.Response:
     if isinstance(error, UpstreamError | StoreRefused):
-        log.info("request refused", extra={"path": request.path, "reason": error.in_full})
+        logger.info("request refused", extra={"path": request.path, "reason": error.in_full})
     if isinstance(error, UpstreamError) and error.refusal is not None and _is_openai(request):
         return refused(error.refusal)
     response = _answer_to(request, error.status, error.title, str(error) or error.title, error.code)

@@ -16,9 +16,9 @@ from replay.http import negotiation
 from replay.http.bodies import shown
 from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
-from replay.http.openai import Calls, answer_json, kept_request, link_headers, said_nothing, take_flag
-from replay.http.orders import order_of
+from replay.http.openai import OpenAIService, answer_json, kept_request, link_headers, said_nothing, take_flag
 from replay.http.problems import openai_error
+from replay.http.start_requests import start_request_of
 from replay.live.feed import Feed
 from replay.live.starter import Started
 from replay.model.generation import is_generation_id
@@ -27,7 +27,7 @@ from replay.upstream import Api
 from replay.wire import json
 from replay.wire.kept_request import without_keys
 from replay.wire.repeated import REPEATED
-from replay.wire.responses_face import RESPONSES, ResponseView
+from replay.wire.responses_format import RESPONSES, ResponseView
 from replay.wire.responses_tools import Tools, tools_of
 
 _LARGEST_NUMBER = 2**31
@@ -37,8 +37,8 @@ _BULKY = ("tools", "instructions", "text")
 class ResponseCalls:
     """`/v1/responses` and what is below it."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, service: OpenAIService) -> None:
+        self._service = service
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
@@ -63,41 +63,43 @@ class ResponseCalls:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Start a response; answer with its events, with the whole, or, in the background, with what there is."""
-        calls = self._calls
+        service = self._service
         started, stream, background = await self._start(request)
         feed = started.feed
         if not background:
             if stream:
-                await calls.first_words(feed)
+                await service.first_words(feed)
             else:
-                feed = await calls.whole(feed)
+                feed = await service.whole(feed)
             if said_nothing(feed):
-                return await calls.failure(feed, alone=started.alone)
+                return await service.failure(feed, alone=started.alone)
         return self._stream(request, feed) if stream else self._answer(feed)
 
     async def _start(self, request: web.Request) -> tuple[Started, bool, bool]:
         """Start it; whether its events are wanted, and whether in the background."""
-        calls = self._calls
-        async with calls.bodies.read_object(request) as body:
+        service = self._service
+        async with service.bodies.read_object(request) as body:
             options = body.pop("replay", None)
             stream, background = take_flag(body, "stream"), take_flag(body, "background")
             repeated = self._repeated(body | {"background": background})
             _check(body)
-            order = order_of(request, body, options, calls.settings, api=Api.RESPONSES, response=repeated)
-            tools = await offload(order.size, lambda: _tools(body))
-            order = replace(
-                order,
+            start_request = start_request_of(
+                request, body, options, service.settings, api=Api.RESPONSES, response=repeated
+            )
+            tools = await offload(start_request.size, lambda: _tools(body))
+            start_request = replace(
+                start_request,
                 prepare=self._continued,
                 whole=not (stream or background),
                 ignored=tools.ignored or None,
                 namespaced=tools.namespaced or None,
             )
-            return await calls.starter.start(order), stream, background
+            return await service.starter.start(start_request), stream, background
 
     def _repeated(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the response repeats of its request; it stands in the log, so what is bulky or not to be kept is not."""
         repeated, _ = without_keys({name: body[name] for name in REPEATED if name in body})
-        if body.get("store") is False or len(json.dumps(repeated)) > self._calls.settings.max_metadata_bytes:
+        if body.get("store") is False or len(json.dumps(repeated)) > self._service.settings.max_metadata_bytes:
             return {name: value for name, value in repeated.items() if name not in _BULKY}
         return repeated
 
@@ -111,8 +113,8 @@ class ResponseCalls:
 
     async def _said(self, previous: str) -> list[Any]:
         try:
-            feed = await self._calls.hub.open(previous)
-            kept = await kept_request(self._calls, feed)
+            feed = await self._service.hub.open(previous)
+            kept = await kept_request(self._service, feed)
         except GenerationNotFound as error:
             raise PreviousResponseNotFound(f"previous_response_id: {error}") from error
         if not feed.completed or "input" not in kept:
@@ -121,21 +123,21 @@ class ResponseCalls:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """A response as it is now; with `stream=true` its events, all or those after `starting_after`."""
-        feed = await self._calls.hub.open(generation_id_of(request))
+        feed = await self._service.hub.open(generation_id_of(request))
         if request.query.get("stream", "false").lower() != "true":
             return self._answer(feed)
         number = negotiation.integer(request, "starting_after", least=0, most=_LARGEST_NUMBER, default=-1)
         return self._stream(request, feed, after=number)
 
     def _stream(self, request: web.Request, feed: Feed, *, after: int = -1) -> web.StreamResponse:
-        calls = self._calls
-        calls.check_open(feed)
+        service = self._service
+        service.check_open(feed)
         found = (0, b"") if after < 0 else feed.recording.view(ResponseView).after(after)
         if found is None and not feed.log.complete:
             raise InvalidRequest(f"starting_after={after}: expected the sequence_number of an event of this response")
         start, opening = found or (len(feed.log), b"")
         headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request["request_id"]}
-        return calls.streaming.stream(request, feed, RESPONSES, start=start, opening=opening, headers=headers)
+        return service.streaming.stream(request, feed, RESPONSES, start=start, opening=opening, headers=headers)
 
     def _answer(self, feed: Feed) -> web.Response:
         answer = answer_json(_response(feed), feed)
@@ -146,24 +148,24 @@ class ResponseCalls:
         """The header that names the tools which the upstream was not told of; none while that is not known."""
         start, translated = feed.start, feed.recording.view(ResponseView).translated
         if translated is None and start.ignored:
-            translated = self._calls.upstream.speaks_responses(start.model) is False
+            translated = self._service.upstream.speaks_responses(start.model) is False
         return {"Replay-Ignored": ", ".join(start.ignored)} if translated and start.ignored else {}
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop a response, on whichever node it runs; what it has said stays."""
-        feed = await self._calls.producers.cancel(generation_id_of(request))
+        feed = await self._service.producers.cancel(generation_id_of(request))
         return self._answer(feed)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Cancel if live, and remove every trace."""
         generation_id = generation_id_of(request)
-        await self._calls.producers.delete(generation_id)
+        await self._service.producers.delete(generation_id)
         return answer_json({"id": generation_id, "object": "response", "deleted": True})
 
     async def input_items(self, request: web.Request) -> web.Response:
         """The items of the request, with those of the responses it continues."""
-        feed = await self._calls.hub.open(generation_id_of(request))
-        items = _items((await kept_request(self._calls, feed)).get("input", []))
+        feed = await self._service.hub.open(generation_id_of(request))
+        items = _items((await kept_request(self._service, feed)).get("input", []))
         named = [{"id": f"{feed.generation_id}-{place}", **_spelt_out(item)} for place, item in enumerate(items)]
         return answer_json(page_of(request, named, order="desc"), feed)
 

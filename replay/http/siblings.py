@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PATIENCE = ClientTimeout(total=1.0)  # a worker that is just being started again is left out
 
@@ -62,7 +62,7 @@ async def _ask(path: Path) -> str | None:
         async with ClientSession(connector=UnixConnector(str(path)), timeout=_PATIENCE) as session:
             return await (await session.get("http://worker/")).text()
     except (ClientError, OSError, TimeoutError) as error:
-        log.warning("a worker's metrics are missing", extra={"worker": path.stem, "reason": repr(error)})
+        logger.warning("a worker's metrics are missing", extra={"worker": path.stem, "reason": repr(error)})
         return None
 
 

@@ -12,11 +12,11 @@ from aiohttp import web
 from replay.errors import GenerationNotFound, InvalidRequest
 from replay.http.lists import listing, page_of, read_paging
 from replay.http.negotiation import generation_id_of
-from replay.http.openai import Calls, answer_json, assembled, kept_request
+from replay.http.openai import OpenAIService, answer_json, assembled, kept_request
 from replay.live.feed import Feed
 from replay.model.event import Kind
 from replay.model.generation import Start, Status
-from replay.store import Ends, Row
+from replay.store import Bounds, Row
 from replay.upstream import Api
 from replay.wire.events import decode_end, decode_start
 from replay.wire.responses_request import chat_request
@@ -29,8 +29,8 @@ _METADATA = re.compile(r"metadata\[(.+)\]")
 class Stored:
     """`GET /v1/chat/completions` and what is below it."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, service: OpenAIService) -> None:
+        self._service = service
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
@@ -43,19 +43,19 @@ class Stored:
 
     async def get(self, request: web.Request) -> web.Response:
         """The assembled `chat.completion`; one that did not complete says so in a member `replay`."""
-        feed = await self._calls.hub.open(generation_id_of(request))
+        feed = await self._service.hub.open(generation_id_of(request))
         return answer_json(_shown(feed), feed)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Cancel if live, and remove every trace."""
         generation_id = generation_id_of(request)
-        await self._calls.producers.delete(generation_id)
+        await self._service.producers.delete(generation_id)
         return answer_json({"id": generation_id, "object": "chat.completion.deleted", "deleted": True})
 
     async def messages(self, request: web.Request) -> web.Response:
         """The messages of the request."""
-        feed = await self._calls.hub.open(generation_id_of(request))
-        kept = await kept_request(self._calls, feed)
+        feed = await self._service.hub.open(generation_id_of(request))
+        kept = await kept_request(self._service, feed)
         if feed.start.api == Api.RESPONSES:
             kept = chat_request(kept)
         messages = [
@@ -69,9 +69,9 @@ class Stored:
         cursor = None if paging.after is None else await self._row(paging.after)
         found: list[str] = []
         for _ in range(_MOST_PAGES):
-            page = await self._calls.store.recent(before=cursor, limit=_PAGE, oldest_first=paging.oldest_first)
-            all_ends = await self._calls.store.ends(page.generation_ids)
-            found += [ends_id(ends) for ends in all_ends if ends is not None and wanted.has(ends)]
+            page = await self._service.store.recent(before=cursor, limit=_PAGE, oldest_first=paging.oldest_first)
+            all_bounds = await self._service.store.bounds(page.generation_ids)
+            found += [bounds_id(bounds) for bounds in all_bounds if bounds is not None and wanted.has(bounds)]
             cursor = page.next
             if len(found) > paging.limit or cursor is None:
                 break
@@ -81,13 +81,13 @@ class Stored:
     async def _shown(self, generation_ids: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
         for generation_id in generation_ids:
             with contextlib.suppress(GenerationNotFound):  # it has expired since it was listed
-                yield _shown(await self._calls.hub.open(generation_id))
+                yield _shown(await self._service.hub.open(generation_id))
 
     async def _row(self, generation_id: str) -> Row:
-        (ends,) = await self._calls.store.ends([generation_id])
-        if ends is None:
+        (bounds,) = await self._service.store.bounds([generation_id])
+        if bounds is None:
             raise InvalidRequest(f"after={generation_id[:150]!r}: expected the id of a completion that is still here")
-        return Row(ends.first.id.ms, generation_id)
+        return Row(bounds.first.id.ms, generation_id)
 
 
 class _Wanted:
@@ -97,13 +97,13 @@ class _Wanted:
         self._model = request.query.get("model")
         self._metadata = dict(_metadata(request))
 
-    def has(self, ends: Ends) -> bool:
+    def has(self, bounds: Bounds) -> bool:
         """Whether a generation belongs on the list."""
-        if ends.first.kind is not Kind.START or ends.last.kind is not Kind.END:
+        if bounds.first.kind is not Kind.START or bounds.last.kind is not Kind.END:
             return False
-        if decode_end(ends.last.entry).status is not Status.COMPLETED:
+        if decode_end(bounds.last.entry).status is not Status.COMPLETED:
             return False
-        start = decode_start(ends.first.entry)
+        start = decode_start(bounds.first.entry)
         if start.api not in (None, Api.CHAT) or self._model not in (None, start.model):
             return False
         metadata = start.metadata or {}
@@ -117,9 +117,9 @@ def _metadata(request: web.Request) -> Iterator[tuple[str, str]]:
             yield match[1], value
 
 
-def ends_id(ends: Ends) -> str:
+def bounds_id(bounds: Bounds) -> str:
     """Whose ends these are."""
-    return decode_start(ends.first.entry).generation_id
+    return decode_start(bounds.first.entry).generation_id
 
 
 def _shown(feed: Feed) -> dict[str, Any]:

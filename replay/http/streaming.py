@@ -13,16 +13,16 @@ from aiohttp import web
 from replay.config import Settings
 from replay.http.headers import names_of
 from replay.http.takeover import TakenOver, head, is_chunked, release
-from replay.live.bundle import Bundle, Origin
 from replay.live.counters import Counters
 from replay.live.feed import Feed
-from replay.live.framing import Channel
+from replay.live.framing import Encoding
 from replay.live.hub import Hub
-from replay.live.outlet import cut
+from replay.live.multiplexing import MultiplexedStream, TrackStart
+from replay.live.stream_connection import cut
 from replay.live.subscriber import Delivery, Pace, Subscriber
-from replay.store import CHRONICLE
-from replay.wire.bundle import Cursor
-from replay.wire.events import SSE, Face
+from replay.store import ACTIVITY_LOG
+from replay.wire.events import SSE, Format
+from replay.wire.multiplexing import Cursor
 
 _PACE = Pace()
 
@@ -40,7 +40,7 @@ class Streaming:
         self,
         request: web.Request,
         feed: Feed,
-        face: Face,
+        format: Format,
         *,
         start: int = 0,
         opening: bytes = b"",
@@ -53,15 +53,15 @@ class Streaming:
         ``opening`` is written at once, ``preface`` goes into the first block that carries data.
         """
         settings = self._settings
-        whose = {} if feed.generation_id == CHRONICLE else names_of(feed.start)
-        fields = {**_headers(face), **whose, **(headers or {})}
+        whose = {} if feed.generation_id == ACTIVITY_LOG else names_of(feed.start)
+        fields = {**_headers(format), **whose, **(headers or {})}
         if request.method == "HEAD":
             return web.StreamResponse(headers=fields)
-        channel = self._channel(request, face)
-        retry = b"retry: %d\n" % settings.retry_ms if face.retry else b""
+        encoding = self._encoding(request, format)
+        retry = b"retry: %d\n" % settings.retry_ms if format.retry else b""
         delivery = Delivery(
-            channel=channel,
-            head=head(request, fields) + (channel.framed(opening) if opening else b""),
+            encoding=encoding,
+            head=head(request, fields) + (encoding.framed(opening) if opening else b""),
             preface=retry + preface,
             start=start,
             pace=pace,
@@ -79,54 +79,54 @@ class Streaming:
             subscriber.take_over(connection, delivery)
         return TakenOver()
 
-    def bundle(self, request: web.Request, origins: Sequence[Origin], cursor: Cursor) -> web.StreamResponse:
+    def multiplexed(self, request: web.Request, starts: Sequence[TrackStart], cursor: Cursor) -> web.StreamResponse:
         """The events of several generations."""
         if request.method == "HEAD":
             return web.StreamResponse(headers=_headers(SSE))
         settings, subscribers = self._settings, self._hub.subscribers
-        for origin in origins:
-            if origin.feed is not None:
-                self._hub.wake(origin.feed.generation_id)
-        bundle = Bundle(
-            origins,
+        for start in starts:
+            if start.feed is not None:
+                self._hub.wake(start.feed.generation_id)
+        multiplexed = MultiplexedStream(
+            starts,
             cursor=cursor,
-            channel=self._channel(request, SSE),
+            encoding=self._encoding(request, SSE),
             counters=self._counters,
             deadline_s=settings.write_deadline_s,
             on_gone=subscribers.discard,
         )
         connection = release(request)
         if connection is not None:
-            subscribers.add(bundle)
+            subscribers.add(multiplexed)
             retry = b"retry: %d\n" % settings.retry_ms
-            bundle.take_over(connection, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
+            multiplexed.take_over(connection, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
         return TakenOver()
 
-    def _channel(self, request: web.Request, face: Face) -> Channel:
-        # A piece may come on top of what waits already, of which there may be as much (see `Outlet`).
-        return Channel(face, is_chunked(request), self._settings.write_buffer_bytes // 2)
+    def _encoding(self, request: web.Request, format: Format) -> Encoding:
+        # A piece may come on top of what waits already, of which there may be as much (see `StreamConnection`).
+        return Encoding(format, is_chunked(request), self._settings.write_buffer_bytes // 2)
 
-    async def come_back(self, request: web.Request, face: Face) -> web.StreamResponse:
+    async def come_back(self, request: web.Request, format: Format) -> web.StreamResponse:
         """Answer so that an `EventSource` tries again: any other status would end it for good."""
         if request.method == "HEAD":
-            return web.StreamResponse(headers=_headers(face))
-        channel = self._channel(request, face)
+            return web.StreamResponse(headers=_headers(format))
+        encoding = self._encoding(request, format)
         transport = request.transport
         if transport is not None and not transport.is_closing():
-            transport.write(head(request, _headers(face)) + channel.framed(face.keepalive))
+            transport.write(head(request, _headers(format)) + encoding.framed(format.keepalive))
             for _ in range(100):  # the transport may write only when the loop turns
                 if not transport.get_write_buffer_size() or transport.is_closing():
                     break
                 await asyncio.sleep(0.01)
         connection = release(request)
         if connection is not None:
-            cut(connection.transport, chunked=channel.chunked)
+            cut(connection.transport, chunked=encoding.chunked)
         return TakenOver()
 
 
-def _headers(face: Face) -> dict[str, str]:
+def _headers(format: Format) -> dict[str, str]:
     return {
-        "Content-Type": face.content_type,
+        "Content-Type": format.content_type,
         "Cache-Control": "no-cache, no-transform",
         "X-Accel-Buffering": "no",
     }

@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from replay.http.headers import complete
-from replay.live.outlet import Lent
+from replay.live.stream_connection import Handover
 
 
 class TakenOver(web.StreamResponse):
@@ -49,7 +49,7 @@ def head(request: web.Request, headers: dict[str, str]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def release(request: web.Request) -> Lent | None:
+def release(request: web.Request) -> Handover | None:
     """The connection of a request, which is the caller's from now on; the handler has to return TakenOver.
 
     None when the client has left.
@@ -62,4 +62,4 @@ def release(request: web.Request) -> Lent | None:
     server.transport = None
     # When the handler has returned: the server drops the connection from its list, without closing it.
     asyncio.get_running_loop().call_soon(server.connection_lost, None)
-    return Lent(transport, give_back)
+    return Handover(transport, give_back)

@@ -30,7 +30,7 @@ class Abandonment:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            elsewhere = await self._store.watchers(list(asked), beside=self._node)
+            elsewhere = await self._store.subscribers(list(asked), beside=self._node)
         except StoreUnavailable:
             self.hold()
             raise
@@ -48,12 +48,12 @@ class Abandonment:
 
 def _judge(producer: Producer, *, elsewhere: int, now: float) -> None:
     idle_since = producer.feed.idle_since
-    left_just_now = producer.watched_elsewhere and not elsewhere
-    producer.watched_elsewhere = bool(elsewhere)
+    left_just_now = producer.subscribed_elsewhere and not elsewhere
+    producer.subscribed_elsewhere = bool(elsewhere)
     if elsewhere or left_just_now or idle_since is None:
-        producer.last_watched = now
+        producer.last_subscribed = now
     else:
-        producer.last_watched = max(producer.last_watched, idle_since)
+        producer.last_subscribed = max(producer.last_subscribed, idle_since)
     allowed_ms = producer.abandon_after_ms
-    if allowed_ms is not None and (now - producer.last_watched) * 1000 >= allowed_ms:
+    if allowed_ms is not None and (now - producer.last_subscribed) * 1000 >= allowed_ms:
         producer.finish(Status.CANCELLED, Abandoned(f"nobody watched for {allowed_ms / 1000:g} s"))

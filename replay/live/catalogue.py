@@ -20,7 +20,7 @@ from replay.live.producers import Producers
 from replay.model.event import Kind
 from replay.model.generation import Generation
 from replay.model.selection import Selection
-from replay.store import Ends, EventStore, Page, Row
+from replay.store import Bounds, EventStore, Page, Row
 from replay.wire.events import decode_end, decode_start
 
 _BITE = 50  # rows that are looked at in one go, on this loop and in Valkey
@@ -75,14 +75,14 @@ class Catalogue:
                 break
         return Found(look.listed, cursor)
 
-    async def _ends(self, page: Page) -> list[Ends | None]:
+    async def _ends(self, page: Page) -> list[Bounds | None]:
         """The ends of the logs of a page; what has no log any more is taken off the list."""
-        all_ends = await self._store.ends(page.generation_ids)
-        gone = [row for row, ends in zip(page.rows, all_ends, strict=True) if ends is None and self._is_gone(row)]
+        all_bounds = await self._store.bounds(page.generation_ids)
+        gone = [row for row, bounds in zip(page.rows, all_bounds, strict=True) if bounds is None and self._is_gone(row)]
         if gone and not self._hub.healing:
             # To the end, also when whoever wants the list leaves: a row may have to be put back.
             await asyncio.shield(self._producers.own(self._store.forget(gone)))
-        return all_ends
+        return all_bounds
 
     def _is_gone(self, row: Row) -> bool:
         """Whether a generation without a log is neither just being started nor produced here."""
@@ -99,11 +99,11 @@ class _Look:
         self._size = 0
         self._slice = 0
 
-    async def at(self, rows: Sequence[Row], all_ends: Sequence[Ends | None]) -> Row | None:
+    async def at(self, rows: Sequence[Row], all_bounds: Sequence[Bounds | None]) -> Row | None:
         """Look at some more; the row that the answer ends with, where that is one of them."""
-        for row, ends in zip(rows, all_ends, strict=True):
-            if ends is not None and ends.first.kind is Kind.START:  # else somebody has cut the log itself
-                self._take(ends)
+        for row, bounds in zip(rows, all_bounds, strict=True):
+            if bounds is not None and bounds.first.kind is Kind.START:  # else somebody has cut the log itself
+                self._take(bounds)
             if len(self.listed) == self._limit or self._size > _MOST_BYTES:
                 return row
             if self._slice > _SLICE:
@@ -111,11 +111,11 @@ class _Look:
                 await asyncio.sleep(0)
         return None
 
-    def _take(self, ends: Ends) -> None:
-        self._size += ends.size
-        self._slice += ends.size
-        if self._selection.has(generation := generation_of(ends)):
-            self.listed.append(Listed(generation, ends.expires_at_ms))
+    def _take(self, bounds: Bounds) -> None:
+        self._size += bounds.size
+        self._slice += bounds.size
+        if self._selection.has(generation := generation_of(bounds)):
+            self.listed.append(Listed(generation, bounds.expires_at_ms))
 
 
 class _Live:
@@ -139,7 +139,7 @@ def _first(selection: Selection, before: Row | None) -> Row | None:
     return after if before is None else min(before, after)
 
 
-def generation_of(ends: Ends) -> Generation:
+def generation_of(bounds: Bounds) -> Generation:
     """The generation that the ends of its log tell of."""
-    end = decode_end(ends.last.entry) if ends.last.kind is Kind.END else None
-    return Generation(decode_start(ends.first.entry), ends.first.id, ends.last.id, end)
+    end = decode_end(bounds.last.entry) if bounds.last.kind is Kind.END else None
+    return Generation(decode_start(bounds.first.entry), bounds.first.id, bounds.last.id, end)

@@ -14,7 +14,7 @@ from replay.model.generation import End, Status
 from replay.store import EventStore
 from replay.wire.events import encode_end
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _MOST_TRIES = 100  # against a producer that appends all the time; each try is a round trip
 _TRIES_ALONE = 5  # then it is asked to end itself
@@ -81,4 +81,4 @@ async def _tell(store: EventStore, feed: Feed) -> None:
     start = feed.start
     await store.bury(feed.generation_id, start.run, ttl_ms=start.ttl_ms)
     await store.notify(start.node, feed.generation_id, list(feed.log.events(len(feed.log) - 1)))
-    log.info("generation ended from outside", extra={"generation": feed.generation_id})
+    logger.info("generation ended from outside", extra={"generation": feed.generation_id})

@@ -1,6 +1,6 @@
 """One generation's acknowledged events on this node, and who follows them.
 
-Subscribers are of two sorts. Those that have everything are live: an event is encoded once per face and the
+Subscribers are of two sorts. Those that have everything are live: an event is encoded once per format and the
 same bytes go to each of them in one loop. All others are behind, each with a place in the log, and pull
 what they lack at their own pace (see `subscriber.py`). Nobody has a queue.
 """
@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from replay.live.framing import Channel, Segments, frame
+from replay.live.framing import Encoding, Segments, frame
 from replay.model.event import FROM_START, Event, EventId, Kind
 from replay.model.generation import Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
-from replay.wire.events import Face, Recording, decode_end
+from replay.wire.events import Format, Recording, decode_end
 from replay.wire.folding import Folding
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _OVERHEAD = 1800  # bytes that an idle feed takes beside its log's events, as measured
 
@@ -32,10 +32,10 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Reader(Protocol):
+class FeedSubscriber(Protocol):
     """Who follows a feed."""
 
-    channel: Channel
+    encoding: Encoding
 
     def pump(self) -> None:
         """The feed has grown: pull what is lacking."""
@@ -63,7 +63,7 @@ class Feed:
         "_live",
         "_over",
         "_segments",
-        "_watching",
+        "_waiting",
         "generation_id",
         "idle_since",
         "invalid",
@@ -81,14 +81,14 @@ class Feed:
         self.last_written = asyncio.get_running_loop().time()  # to the live subscribers
         self.idle_since: float | None = self.last_written  # loop time at which the last subscriber left
         self.shown = len(self.log)  # how far the live subscribers have been written to
-        self._live: dict[Channel, set[Reader]] = {}
-        self._behind: set[Reader] = set()
+        self._live: dict[Encoding, set[FeedSubscriber]] = {}
+        self._behind: set[FeedSubscriber] = set()
         self._segments = Segments()
         self._changed: asyncio.Event | None = None  # where somebody waits for the next event
         self._expecting = 0  # who does
         self._over: asyncio.Event | None = None  # where somebody waits for the end
         self._awaiting_end = 0  # who does
-        self._watching = 0  # requests that wait for the whole answer
+        self._waiting = 0  # requests that wait for the whole answer
         self._folding: Folding | None = None
 
     @property
@@ -99,7 +99,7 @@ class Feed:
     @property
     def subscribers(self) -> int:
         """How many follow it here."""
-        return len(self._behind) + sum(map(len, self._live.values())) + self._watching
+        return len(self._behind) + sum(map(len, self._live.values())) + self._waiting
 
     @property
     def size(self) -> int:
@@ -146,9 +146,9 @@ class Feed:
         start = len(self.log)
         self.log.extend(events)
         stop = len(self.log)
-        for channel, subscribers in self._live.items():
+        for encoding, subscribers in self._live.items():
             if subscribers:
-                self._show(channel, subscribers, start, stop)
+                self._show(encoding, subscribers, start, stop)
         self.shown = stop
         self.last_written = asyncio.get_running_loop().time()
         for subscriber in tuple(self._behind):
@@ -173,24 +173,26 @@ class Feed:
         """Frame again what is asked for from now on."""
         self._segments.clear()
 
-    def is_read_with(self, face: Face) -> bool:
-        """Whether a live reader has that face."""
-        return any(readers for channel, readers in self._live.items() if channel.face is face)
+    def has_subscribers(self, format: Format) -> bool:
+        """Whether a live subscriber has that format."""
+        return any(subscribers for encoding, subscribers in self._live.items() if encoding.format is format)
 
-    def tell(self, face: Face, name: str, data: dict[str, Any]) -> None:
-        """Tell the live readers of one face something that is not in the log."""
-        for channel, readers in self._live.items():
-            if channel.face is face and readers:
-                self._broadcast(readers, channel.framed(face.notice(name, data, self.cursor)))
+    def send_notice(self, format: Format, name: str, data: dict[str, Any]) -> None:
+        """Send the live subscribers of one format something that is not in the log."""
+        for encoding, subscribers in self._live.items():
+            if encoding.format is format and subscribers:
+                self._broadcast(subscribers, encoding.framed(format.notice(name, data, self.cursor)))
 
-    def _show(self, channel: Channel, subscribers: set[Reader], place: int, stop: int) -> None:
+    def _show(self, encoding: Encoding, subscribers: set[FeedSubscriber], place: int, stop: int) -> None:
         # Piece by piece: one whom the first has filled gets no more of them, and goes on from there when it can.
         while place < stop and subscribers:
             try:
-                data, place = frame(self.recording, channel, place, stop)
+                data, place = frame(self.recording, encoding, place, stop)
             except Exception:
                 # Who misses an event must not get the next one; the writer and the other readers know nothing of it.
-                log.exception("events could not be encoded", extra={"generation": self.generation_id, "events": place})
+                logger.exception(
+                    "events could not be encoded", extra={"generation": self.generation_id, "events": place}
+                )
                 for subscriber in tuple(subscribers):
                     subscriber.abort()
                 return
@@ -198,7 +200,7 @@ class Feed:
             self._broadcast(subscribers, data)
 
     @staticmethod
-    def _broadcast(subscribers: set[Reader], data: bytes) -> None:
+    def _broadcast(subscribers: set[FeedSubscriber], data: bytes) -> None:
         # A copy: one that turns out to be slow leaves the set while it is written to.
         for subscriber in tuple(subscribers):
             subscriber.write(data)
@@ -207,53 +209,53 @@ class Feed:
         """Write to whoever has heard nothing for that long."""
         if now - self.last_written >= silence:
             self.last_written = now
-            for channel, subscribers in self._live.items():
+            for encoding, subscribers in self._live.items():
                 if subscribers:
-                    self._broadcast(subscribers, channel.framed(channel.face.keepalive))
+                    self._broadcast(subscribers, encoding.framed(encoding.format.keepalive))
         for subscriber in tuple(self._behind):
             subscriber.keep_alive(now, silence)
 
-    def segment(self, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
+    def segment(self, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
         """A piece of the events from ``start`` to before ``stop``, ready to be written, and the place behind it."""
-        return self._segments.piece(self.recording, channel, start, stop)
+        return self._segments.piece(self.recording, encoding, start, stop)
 
-    def add(self, subscriber: Reader) -> None:
+    def add(self, subscriber: FeedSubscriber) -> None:
         """A subscriber that is behind."""
         self.idle_since = None
         self._behind.add(subscriber)
 
-    def go_live(self, subscriber: Reader) -> None:
+    def go_live(self, subscriber: FeedSubscriber) -> None:
         """A subscriber that has everything."""
         self._behind.discard(subscriber)
-        self._live.setdefault(subscriber.channel, set()).add(subscriber)
+        self._live.setdefault(subscriber.encoding, set()).add(subscriber)
 
-    def fall_behind(self, subscriber: Reader) -> None:
+    def fall_behind(self, subscriber: FeedSubscriber) -> None:
         """A live subscriber that could not keep up."""
-        self._live[subscriber.channel].discard(subscriber)
+        self._live[subscriber.encoding].discard(subscriber)
         self._behind.add(subscriber)
 
-    def remove(self, subscriber: Reader) -> None:
+    def remove(self, subscriber: FeedSubscriber) -> None:
         """A subscriber that has left."""
         self._behind.discard(subscriber)
-        self._live.get(subscriber.channel, set()).discard(subscriber)
+        self._live.get(subscriber.encoding, set()).discard(subscriber)
         self._idle_if_left()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def subscribed(self) -> Iterator[None]:
         """Count as a subscriber while waiting for the whole answer."""
         self.idle_since = None
-        self._watching += 1
+        self._waiting += 1
         try:
             yield
         finally:
-            self._watching -= 1
+            self._waiting -= 1
             self._idle_if_left()
 
     def _idle_if_left(self) -> None:
         if self.idle_since is None and not self.subscribers:
             self.idle_since = asyncio.get_running_loop().time()
 
-    def _all(self) -> list[Reader]:
+    def _all(self) -> list[FeedSubscriber]:
         return [subscriber for group in (self._behind, *self._live.values()) for subscriber in group]
 
     def invalidate(self) -> None:

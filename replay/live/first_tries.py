@@ -3,7 +3,7 @@
 A client that gives up waiting hangs up and calls again, and does not know what became of its first try, which goes on.
 So every start without a key is noted under a digest of its request and of its caller's credentials, as long as it is
 live. A retry gets what it finds there, if nobody reads that: a call that is like it may have a reader of its own.
-Who reads is known at once of this node, and within `_CENSUS_S` of the others.
+Who reads is known at once of this node, and within `_SUBSCRIBERS_S` of the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.model.event import Kind
 from replay.model.generation import Start
-from replay.store import Ends, EventStore
+from replay.store import Bounds, EventStore
 from replay.wire.events import decode_start
 
-_CENSUS_S = 1.0  # until every node has told who reads there
+_SUBSCRIBERS_S = 1.0  # until every node has said who follows what there
 _NOTICED_S = 2.0  # until a reader that has hung up is known to have done so, wherever that was
 _LOOK_AGAIN_S = 0.1
 
@@ -43,7 +43,7 @@ class FirstTries:
         deadline = loop.time() + _NOTICED_S
         while candidates := await self._live(digest):
             for generation_id in await self._unread(candidates):
-                if await self._store.take_try(generation_id, hold_ms=int(_CENSUS_S * 1000)):
+                if await self._store.take_try(generation_id, hold_ms=int(_SUBSCRIBERS_S * 1000)):
                     feed = await self._opened(generation_id)
                     if feed is not None:
                         return feed
@@ -52,13 +52,13 @@ class FirstTries:
             await asyncio.sleep(_LOOK_AGAIN_S)
         return None
 
-    async def _live(self, digest: str) -> dict[str, Ends]:
+    async def _live(self, digest: str) -> dict[str, Bounds]:
         if self._hub.healing:
-            return {}  # the nodes may not have told yet who reads there
+            return {}  # the nodes may not have said yet who follows what there
         noted = await self._store.tries(digest)
-        found = zip(noted, await self._store.ends(noted), strict=True)
-        live = {name: ends for name, ends in found if ends is not None and ends.last.kind is not Kind.END}
-        starts = {name: decode_start(ends.first.entry) for name, ends in live.items()}
+        found = zip(noted, await self._store.bounds(noted), strict=True)
+        live = {name: bounds for name, bounds in found if bounds is not None and bounds.last.kind is not Kind.END}
+        starts = {name: decode_start(bounds.first.entry) for name, bounds in live.items()}
         return {
             name: live[name]
             for name, start in starts.items()
@@ -71,16 +71,18 @@ class FirstTries:
             return self._producers.live(generation_id) is not None
         return await self._store.listens(start.node)
 
-    async def _unread(self, candidates: Mapping[str, Ends]) -> list[str]:
-        elsewhere = await self._store.watchers(list(candidates), beside=self._node)
-        return [name for name, ends in candidates.items() if not elsewhere[name] and self._is_unread_here(name, ends)]
+    async def _unread(self, candidates: Mapping[str, Bounds]) -> list[str]:
+        elsewhere = await self._store.subscribers(list(candidates), beside=self._node)
+        return [
+            name for name, bounds in candidates.items() if not elsewhere[name] and self._is_unread_here(name, bounds)
+        ]
 
-    def _is_unread_here(self, generation_id: str, ends: Ends) -> bool:
+    def _is_unread_here(self, generation_id: str, bounds: Bounds) -> bool:
         """Whether this node knows of no reader, and would know."""
         feed = self._hub.get(generation_id)
         if feed is not None and feed.subscribers:
             return False
-        return self._producers.live(generation_id) is not None or now_ms() - ends.first.id.ms > _CENSUS_S * 1000
+        return self._producers.live(generation_id) is not None or now_ms() - bounds.first.id.ms > _SUBSCRIBERS_S * 1000
 
     async def _opened(self, generation_id: str) -> Feed | None:
         """The feed of what was taken, unless it has just come to nothing."""

@@ -17,7 +17,7 @@ from replay.model.event import Event, Kind
 from replay.model.log import Hole
 from replay.store import EventStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PAGE = 256  # events a read: larger pages hold up the other readers for longer, and cost no less
 
@@ -68,13 +68,13 @@ class Follower:
             while True:
                 events = await self._store.read(feed.generation_id, after=feed.log.last_id, limit=_PAGE)
                 if await self._was_trimmed(events):
-                    log.info("log was trimmed before it was read", extra={"generation": feed.generation_id})
+                    logger.info("log was trimmed before it was read", extra={"generation": feed.generation_id})
                     feed.invalidate()
                     break
                 try:
                     self._apply(feed.log.whole(events))
                 except Hole as hole:  # the log itself does not go on where the feed ends: it is another one
-                    log.warning("log was replaced", extra={"generation": feed.generation_id, "hole": str(hole)})
+                    logger.warning("log was replaced", extra={"generation": feed.generation_id, "hole": str(hole)})
                     feed.invalidate()
                 if len(events) < _PAGE or feed.invalid:
                     break
@@ -86,8 +86,8 @@ class Follower:
         expected = len(self.feed.log)
         if not events or not self.feed.log.entries or events[0].id.seq <= expected:
             return False
-        (ends,) = await self._store.ends([self.feed.generation_id])
-        return ends is None or ends.first.id.seq > expected
+        (bounds,) = await self._store.bounds([self.feed.generation_id])
+        return bounds is None or bounds.first.id.seq > expected
 
     def _apply(self, events: Sequence[Event]) -> None:
         feed = self.feed
@@ -97,7 +97,7 @@ class Follower:
             return
         fresh = [event for event in events if event.id.seq >= known]
         if any(not feed.log.holds(event.id) for event in events if event.id.seq < known):
-            log.warning("log was replaced", extra={"generation": feed.generation_id})
+            logger.warning("log was replaced", extra={"generation": feed.generation_id})
             feed.invalidate()
         elif fresh:
             feed.extend(fresh)
@@ -145,7 +145,7 @@ class Follower:
         elif self._short_since is None:
             self._short_since = now  # Valkey lost events; their producer is about to append them again
         elif now - self._short_since > self._patience_s:
-            log.warning("log was lost with its producer", extra={"generation": feed.generation_id})
+            logger.warning("log was lost with its producer", extra={"generation": feed.generation_id})
             feed.invalidate()
 
     def close(self) -> None:
@@ -166,6 +166,6 @@ class Follower:
 def _note_failure(reading: asyncio.Task[None]) -> None:
     error = None if reading.cancelled() else reading.exception()
     if isinstance(error, StoreUnavailable):
-        log.info("catch-up failed", extra={"reason": error.in_full})
+        logger.info("catch-up failed", extra={"reason": error.in_full})
     elif error is not None:
-        log.error("catch-up failed", exc_info=error)
+        logger.error("catch-up failed", exc_info=error)

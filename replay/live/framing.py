@@ -1,8 +1,8 @@
 """A log's events as they stand on the wire, cut into pieces that a reader can take at once.
 
-A piece is whole events, as many as its channel allows, or a single one that is larger. Late joiners get segments, which
-are pieces that were framed once for all of them: they begin at every `SEGMENT`th event, and where one ends that holds
-no more. Whoever begins elsewhere joins the others within `SEGMENT` events.
+A piece is whole events, as many as its encoding allows, or a single one that is larger. Late joiners get segments,
+which are pieces that were framed once for all of them: they begin at every `SEGMENT`th event, and where one ends that
+holds no more. Whoever begins elsewhere joins the others within `SEGMENT` events.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from replay.wire.events import Face, Recording
+from replay.wire.events import Format, Recording
 from replay.wire.sse import one_line
 
 SEGMENT = 256  # events, at most, that are framed together
@@ -18,10 +18,10 @@ _CHUNK = 8 << 10  # bytes, of HTTP's transfer coding
 _OVERHEAD = 256  # bytes that a segment takes beside its frames
 
 
-class Channel(NamedTuple):
-    """Whose bytes are the same: one face, in one framing, in pieces of one size."""
+class Encoding(NamedTuple):
+    """Whose bytes are the same: one format, in one framing, in pieces of one size."""
 
-    face: Face
+    format: Format
     chunked: bool  # HTTP/1.1's transfer coding; HTTP/1.0 has none
     piece_bytes: int = 32 << 10
 
@@ -32,7 +32,7 @@ class Channel(NamedTuple):
             return data
         if len(data) <= _CHUNK:
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in _chunks(data, self.face.block_end))
+        return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in _chunks(data, self.format.block_end))
 
 
 def _chunks(data: bytes, block_end: bytes) -> Iterator[bytes]:
@@ -47,15 +47,15 @@ def _chunks(data: bytes, block_end: bytes) -> Iterator[bytes]:
         yield data[start:]
 
 
-def frame(recording: Recording, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
+def frame(recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
     """A piece of the events from ``start`` to before ``stop``, and the place behind it."""
-    most = channel.piece_bytes
+    most = encoding.piece_bytes
     end = recording.reach(start, stop, most)
-    data = channel.face.encode(recording, start, end)
+    data = encoding.format.encode(recording, start, end)
     while len(data) > most and end - start > 1:  # a frame is larger than its entry
         end = start + max(1, (end - start) * most // len(data))
-        data = channel.face.encode(recording, start, end)
-    return channel.framed(data), end
+        data = encoding.format.encode(recording, start, end)
+    return encoding.framed(data), end
 
 
 class _Segment(NamedTuple):
@@ -74,30 +74,30 @@ class Segments:
     __slots__ = ("_kept",)
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Channel, int], _Segment] = {}  # by beginning
+        self._kept: dict[tuple[Encoding, int], _Segment] = {}  # by beginning
 
     @property
     def size(self) -> int:
         """About how many bytes of memory they take."""
         return sum(len(segment.data) + _OVERHEAD for segment in self._kept.values())
 
-    def piece(self, recording: Recording, channel: Channel, start: int, stop: int) -> tuple[bytes, int]:
+    def piece(self, recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
         """What `frame` gives, or a part of it, framed for all who come by."""
         stop = min((start // SEGMENT + 1) * SEGMENT, stop)
-        segment = self._kept.get((channel, start))
+        segment = self._kept.get((encoding, start))
         if segment is None and start % SEGMENT:
-            return frame(recording, channel, start, stop)
+            return frame(recording, encoding, start, stop)
         if segment is None or not segment.serves(stop):  # the last one grows
-            segment = self._frame(recording, channel, start, stop)
+            segment = self._frame(recording, encoding, start, stop)
         return segment.data, segment.end
 
-    def _frame(self, recording: Recording, channel: Channel, start: int, stop: int) -> _Segment:
+    def _frame(self, recording: Recording, encoding: Encoding, start: int, stop: int) -> _Segment:
         for key in [key for key in self._kept if key[1] < recording.log.first]:
             del self._kept[key]
-        data, end = frame(recording, channel, start, stop)
-        segment = self._kept[channel, start] = _Segment(data, end, cut=end < stop)
+        data, end = frame(recording, encoding, start, stop)
+        segment = self._kept[encoding, start] = _Segment(data, end, cut=end < stop)
         if segment.cut:
-            self._kept.setdefault((channel, end), _Segment(b"", end, cut=False))  # here the next one begins
+            self._kept.setdefault((encoding, end), _Segment(b"", end, cut=False))  # here the next one begins
         return segment
 
     def clear(self) -> None:

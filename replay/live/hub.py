@@ -16,11 +16,11 @@ from replay.live.cache import Cache
 from replay.live.feed import Feed, now_ms
 from replay.live.follower import Follower
 from replay.live.memory import Memory
-from replay.live.outlet import Outlet
+from replay.live.stream_connection import StreamConnection
 from replay.model.event import Event, EventId
 from replay.store import EventStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _LINGER_S = 5.0  # a live feed that nobody watches is followed on for a page reload's length
 _LOOKS_AT_ONCE = 64  # safety reads in one round trip
@@ -35,7 +35,7 @@ class Hub:
     """
 
     def __init__(self, store: EventStore, *, cache_bytes: int, patience_s: float) -> None:
-        self.subscribers: set[Outlet] = set()
+        self.subscribers: set[StreamConnection] = set()
         self._store = store
         self._patience_s = patience_s
         self._feeds: dict[str, Feed] = {}  # all that are not in the cache

@@ -2,7 +2,7 @@
 
 Every node looks now and then for live generations whose producer has no lease any more, and appends their
 `end` by the same compare-and-append as everybody: the log is the lock, there is no leader, and who is refused
-leaves it alone. Then its life is told, as far as that was not done.
+leaves it alone. Then its activity is reported, as far as that was not done.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from replay.live.producers import Producers
 from replay.model.generation import Status
 from replay.store import EventStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_TOLD_S = 2.0
+_WRITTEN_S = 2.0
 
 
 class Orphans:
@@ -67,9 +67,9 @@ class Orphans:
                 await self._end(generation_id)
             except (StoreUnavailable, TimeoutError) as error:
                 reason = error.in_full if isinstance(error, StoreUnavailable) else "it takes too long"
-                log.info("orphan not ended yet", extra={"generation": generation_id, "reason": reason})
+                logger.info("orphan not ended yet", extra={"generation": generation_id, "reason": reason})
             except Exception:  # one that cannot be ended must not keep the others from it
-                log.exception("orphan cannot be ended", extra={"generation": generation_id})
+                logger.exception("orphan cannot be ended", extra={"generation": generation_id})
 
     async def _alive(self, nodes: set[str]) -> set[str]:
         return set() if self.alone else await self._store.alive(nodes)
@@ -86,8 +86,8 @@ class Orphans:
             ended = not feed.log.complete
             feed = await self._producers.end(generation_id, Status.INTERRUPTED, error)
             self._counters.orphans_ended += ended
-            async with asyncio.timeout(_TOLD_S):
-                await self._producers.lives.tell_again(feed)
+            async with asyncio.timeout(_WRITTEN_S):
+                await self._producers.activity_reporter.report_ended(feed)
         except GenerationNotFound:
-            log.info("orphan had expired", extra={"generation": generation_id})
+            logger.info("orphan had expired", extra={"generation": generation_id})
             await self._store.unregister(generation_id)

@@ -36,7 +36,7 @@ from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder
 from replay.wire.whole import unfolded
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # How long a stream may stay open when everything was said: [DONE] proves nothing, and usage comes last.
 _AFTER_DONE_S = 1.0
@@ -60,8 +60,8 @@ class Producer:
         redaction: Redaction,
     ) -> None:
         self.feed = feed
-        self.last_watched = asyncio.get_running_loop().time()
-        self.watched_elsewhere = False
+        self.last_subscribed = asyncio.get_running_loop().time()
+        self.subscribed_elsewhere = False
         self._start = feed.start
         self.answered = asyncio.Event()  # the upstream has accepted the call, or never will
         self._call: Call | None = call
@@ -124,7 +124,7 @@ class Producer:
         try:
             await self._writer.keep()
         except Fenced:
-            log.info("log is gone", extra={"generation": self.generation_id})
+            logger.info("log is gone", extra={"generation": self.generation_id})
 
     async def _read(self) -> None:
         error: ReplayError | None
@@ -137,14 +137,14 @@ class Producer:
         except ReplayError as failure:
             error = failure
         except Exception as bug:
-            error = unexpected(log, bug, generation=self.generation_id)
+            error = unexpected(logger, bug, generation=self.generation_id)
         if self._recorder.noise:
             noise = self._redaction.text(self._recorder.noise.decode(errors="replace"))
-            log.info(
+            logger.info(
                 "upstream sent what is no chunk", extra={"generation": self.generation_id, "first": noise[:_SHOWN]}
             )
         if error is not None:
-            log.info("generation failed", extra={"generation": self.generation_id, "reason": error.in_full})
+            logger.info("generation failed", extra={"generation": self.generation_id, "reason": error.in_full})
         self.finish(Status.COMPLETED if error is None else Status.FAILED, error)
 
     def _broken(self, cut: Exception) -> ReplayError:
@@ -193,7 +193,7 @@ class Producer:
             for message in unfolded(decoder.finish()):
                 self._take(self._recorder.record(message))
         except UpstreamError:
-            log.info("upstream cut inside an event", extra={"generation": self.generation_id})
+            logger.info("upstream cut inside an event", extra={"generation": self.generation_id})
 
     def _take(self, entry: bytes | None) -> None:
         if entry is None or self._ending:
@@ -265,9 +265,9 @@ class Producer:
         if self._fits(self._foreign):
             feed.extend(self._foreign)
         if feed.log.complete:
-            log.info("generation was ended by somebody else", extra={"generation": self.generation_id})
+            logger.info("generation was ended by somebody else", extra={"generation": self.generation_id})
         else:
-            log.warning("log is not ours any more", extra={"generation": self.generation_id})
+            logger.warning("log is not ours any more", extra={"generation": self.generation_id})
             feed.invalidate()
 
     def _fits(self, events: Sequence[Event]) -> bool:

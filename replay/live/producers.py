@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from replay.config import Settings
 from replay.errors import GenerationNotFound, ReplayError, Shutdown, StoreUnavailable
 from replay.live.abandonment import Abandonment
-from replay.live.chronicle import Chronicle
+from replay.live.activity import Activity
+from replay.live.activity_reporter import ActivityReporter
 from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
 from replay.live.feed import Feed
 from replay.live.hub import Hub
-from replay.live.lives import Lives
 from replay.live.producer import Producer
 from replay.live.repair import list_again
 from replay.live.writer import Fenced, Writer
@@ -27,7 +27,7 @@ from replay.store import EventStore
 from replay.upstream import Call, Upstream
 from replay.wire.events import decode_end
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Producers:
         self,
         store: EventStore,
         hub: Hub,
-        chronicle: Chronicle,
+        activity: Activity,
         upstream: Upstream,
         settings: Settings,
         counters: Counters,
@@ -52,13 +52,13 @@ class Producers:
         redaction: Redaction,
     ) -> None:
         self.draining = False
-        self.lives = Lives(store, chronicle, self.own)
+        self.activity_reporter = ActivityReporter(store, activity, self.own)
         self._store = store
         self._hub = hub
         self._upstream = upstream
         self._settings = settings
         self._counters = counters
-        self._chronicle = chronicle
+        self._activity = activity
         self._node = node
         self._redaction = redaction
         self._running: dict[str, Producer] = {}
@@ -105,10 +105,10 @@ class Producers:
         self._running[feed.generation_id] = producer
         self._counters.started += 1
         start = feed.start
-        log.info("generation started", extra={"generation": feed.generation_id, "model": start.model})
+        logger.info("generation started", extra={"generation": feed.generation_id, "model": start.model})
         if start.notice:
-            log.warning(start.notice, extra={"generation": feed.generation_id})
-        self.lives.begin(feed)
+            logger.warning(start.notice, extra={"generation": feed.generation_id})
+        self.activity_reporter.report(feed)
         self.own(self._run(producer))
 
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -122,7 +122,7 @@ class Producers:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ReplayError):  # those are told to whoever asked
-            log.error("producing failed", exc_info=error)
+            logger.error("producing failed", exc_info=error)
 
     async def _run(self, producer: Producer) -> None:
         feed = producer.feed
@@ -132,7 +132,7 @@ class Producers:
         finally:
             watching.cancel()
             if not feed.log.complete:
-                self.lives.give_up(feed)
+                self.activity_reporter.give_up(feed)
             if self._running.get(producer.generation_id) is producer:  # the id may be in use again
                 del self._running[producer.generation_id]
             self._hub.settle(feed)
@@ -143,7 +143,7 @@ class Producers:
             return
         end = decode_end(feed.log.entries[-1])
         self._counters.count_end(end.status.value)
-        log.info(
+        logger.info(
             "generation ended",
             extra={
                 "generation": feed.generation_id,
@@ -206,7 +206,7 @@ class Producers:
         try:
             await writer.keep()
         except Fenced:
-            log.info("log is gone", extra={"generation": feed.generation_id})
+            logger.info("log is gone", extra={"generation": feed.generation_id})
         finally:
             self._keeping.discard(writer)
 
@@ -221,7 +221,7 @@ class Producers:
     async def _delete(self, generation_id: str) -> None:
         feed = await self.end(generation_id, Status.CANCELLED)
         start = feed.start
-        await self._chronicle.take_out(start, feed.log.times[-1])
+        await self._activity.take_out(start, feed.log.times[-1])
         idempotency, digest = start.idempotency, start.digest
         if not await self._store.delete(generation_id, run=start.run, idempotency=idempotency, digest=digest):
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
@@ -243,7 +243,7 @@ class Producers:
     def deleted(self, generation_id: str) -> None:
         """A generation was deleted somewhere: do not keep what it said, or what happened to it."""
         self._hub.deleted(generation_id)
-        self._chronicle.forget(generation_id)
+        self._activity.forget(generation_id)
         self.check_one(generation_id)  # whoever stands ready to repair it finds that it is gone, and lets go of it
 
     def notified(self, generation_id: str, events: list[Event]) -> None:
@@ -279,12 +279,12 @@ class Producers:
                 await asyncio.sleep(_BETWEEN_CHECKS_S)  # thousands at once would hold up what is said
 
     async def relist(self) -> None:
-        """Valkey was away and may have lost the lists: list and tell again what is live or has just ended."""
+        """Valkey was away and may have lost the lists: list and report again what is live or has just ended."""
         feeds = [producer.feed for producer in self._running.values() if not producer.feed.invalid]
         there = [feed for feed in feeds if not await self._was_deleted(feed)]
         for feed in there:
             await list_again(self._store, feed)
-        await self.lives.begin_again(there)
+        await self.activity_reporter.report_again(there)
 
     async def _was_deleted(self, feed: Feed) -> bool:
         gone = await self._store.last(feed.generation_id) is None
@@ -308,7 +308,7 @@ class Producers:
             for producer in self._running.values():
                 producer.finish(Status.INTERRUPTED, Shutdown("the node was shut down"))
             await self._wait_until_ended(self._settings.store_timeout_s / 2)
-        await self.lives.wait_told(self._settings.store_timeout_s / 2)
+        await self.activity_reporter.wait_written(self._settings.store_timeout_s / 2)
 
     async def _wait_until_ended(self, timeout: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout

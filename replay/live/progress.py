@@ -1,7 +1,7 @@
-"""How far the live generations have come, told once a second to whoever shows it, and kept nowhere.
+"""How far the live generations have come, published once a second to whoever shows it, and kept nowhere.
 
-Each node tells of what it produces and of who watches there, on one channel, and only as long as some node listens;
-so it costs the same with one dashboard and with a hundred.
+Each node publishes what it produces and how many follow what there, on one channel, and only as long as some node
+listens; so it costs the same with one dashboard and with a hundred.
 """
 
 from __future__ import annotations
@@ -9,49 +9,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from replay.live.chronicle import Chronicle
+from replay.live.activity import Activity
 from replay.live.feed import now_ms
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.model.event import Entry, Event, EventId
 from replay.store import PROGRESS, EventStore
 from replay.wire import json
-from replay.wire.feed import FEED_WITH_PROGRESS
+from replay.wire.activity import ACTIVITY_WITH_PROGRESS
 
 
 class Progress:
-    """Tells it for this node, and is the Listener that hears it from all."""
+    """Publishes it for this node, and is the Listener that hears it from all."""
 
-    def __init__(self, store: EventStore, hub: Hub, producers: Producers, chronicle: Chronicle, *, node: str) -> None:
+    def __init__(self, store: EventStore, hub: Hub, producers: Producers, activity: Activity, *, node: str) -> None:
         self._store = store
         self._hub = hub
         self._producers = producers
-        self._chronicle = chronicle
+        self._activity = activity
         self._node = node
-        self._heard = False  # somebody has listened when it was told last
+        self._heard = False  # somebody has listened when it was published last
         self._listening = False
 
-    async def tell(self) -> None:
+    async def publish(self) -> None:
         """Once a second: say how far it is here, and listen if anybody here wants to know of all."""
         await self._listen_if_wanted()
-        told = self._told() if self._heard else None
-        events = [] if told is None else [Event(EventId(now_ms(), 0), Entry.START + json.dumps(told))]
+        report = self._report() if self._heard else None
+        events = [] if report is None else [Event(EventId(now_ms(), 0), Entry.START + json.dumps(report))]
         if events or not self._heard:
             self._heard = bool(await self._store.publish(PROGRESS, events))
 
-    def _told(self) -> dict[str, Any] | None:
+    def _report(self) -> dict[str, Any] | None:
         generations = {
             producer.generation_id: {"tokens": producer.tokens, "ttft_ms": producer.ttft_ms}
             for producer in self._producers
             if not producer.feed.log.complete
         }
-        watching = {feed.generation_id: feed.subscribers for feed in self._hub if feed.subscribers}
-        if not generations and not watching:
+        subscribers = {feed.generation_id: feed.subscribers for feed in self._hub if feed.subscribers}
+        if not generations and not subscribers:
             return None
-        return {"node": self._node, "generations": generations, "watching": watching}
+        return {"node": self._node, "generations": generations, "watching": subscribers}
 
     async def _listen_if_wanted(self) -> None:
-        wanted = self._chronicle.is_read_with(FEED_WITH_PROGRESS)
+        wanted = self._activity.has_subscribers(ACTIVITY_WITH_PROGRESS)
         if wanted and not self._listening:
             await self._store.listen(PROGRESS, self)
         elif self._listening and not wanted:
@@ -61,12 +61,12 @@ class Progress:
     # The Listener.
 
     def heard(self, events: Sequence[Event]) -> None:
-        """What some node has told."""
+        """What some node has published."""
         for event in events:
-            self._chronicle.pass_on(FEED_WITH_PROGRESS, "progress", json.loads(event.entry[1:]))
+            self._activity.pass_on(ACTIVITY_WITH_PROGRESS, "progress", json.loads(event.entry[1:]))
 
     def deleted(self) -> None:
-        """Nobody has anything to tell."""
+        """Nobody deletes what is kept nowhere."""
 
     def reconnected(self) -> None:
-        """The next second tells all of it again."""
+        """The next second brings all of it again."""

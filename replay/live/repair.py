@@ -15,7 +15,7 @@ from replay.live.feed import Feed
 from replay.model.event import Event
 from replay.store import Claim, EventStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 512 << 10
@@ -33,7 +33,7 @@ async def append_again(store: EventStore, feed: Feed, last: Event | None, counte
     elif not (known.holds(last.id) and known.entries[last.id.seq] == last.entry):
         return False
     place = 0 if last is None else last.id.seq + 1
-    log.warning(
+    logger.warning(
         "log came back shorter",
         extra={"generation": feed.generation_id, "events": place, "appending": len(known) - place},
     )

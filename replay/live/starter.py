@@ -32,14 +32,14 @@ from replay.wire import json
 from replay.wire.events import decode_start, encode_end, encode_start
 from replay.wire.kept_request import without_keys
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 Prepare = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class StartRequest:
     """A generation somebody wants."""
 
     request: dict[str, Any]  # for the upstream
@@ -73,7 +73,7 @@ class _Opening:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What became of an order."""
+    """What became of a request to start."""
 
     feed: Feed
     created: bool  # False: an earlier call had started it
@@ -98,7 +98,7 @@ class Starter:
         self._node = node
         self._first_tries = FirstTries(store, hub, producers, node=node)
 
-    async def start(self, order: Order) -> Started:
+    async def start(self, start_request: StartRequest) -> Started:
         """Start a generation, or attach to the one that the same key, or the first try of this call, has started.
 
         Goes on when its caller is cancelled: a client that hangs up cancels nothing. A retry that still looks for its
@@ -106,13 +106,13 @@ class Starter:
         GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
         """
         self._check_open()
-        digest = await offload(order.size, lambda: _digest_of_call(order))
-        if digest is not None and order.retry:
+        digest = await offload(start_request.size, lambda: _digest_of_call(start_request))
+        if digest is not None and start_request.retry:
             feed = await self._first_tries.take(digest)
             if feed is not None:
                 return Started(feed, created=False)
         self._check_open()  # that may have taken seconds
-        return await asyncio.shield(self._producers.own(self._start(order, digest)))
+        return await asyncio.shield(self._producers.own(self._start(start_request, digest)))
 
     def _check_open(self) -> None:
         """Raises Draining, TooManyGenerations."""
@@ -122,27 +122,31 @@ class Starter:
         if producers.full:
             raise TooManyGenerations(f"this node produces {len(producers)} generations already (--max-generations)")
 
-    async def _start(self, order: Order, digest: str | None) -> Started:
-        if order.idempotency_key is not None or order.job is not None:
-            return await self._start_once(order)
-        chosen = order.generation_id
+    async def _start(self, start_request: StartRequest, digest: str | None) -> Started:
+        if start_request.idempotency_key is not None or start_request.job is not None:
+            return await self._start_once(start_request)
+        chosen = start_request.generation_id
         if chosen is not None and (self._producers.live(chosen) or await self._store.last(chosen) is not None):
             raise GenerationExists(f"generation {chosen!r} exists")
-        return await self._create(order, chosen or new_generation_id(), digest=digest)
+        return await self._create(start_request, chosen or new_generation_id(), digest=digest)
 
-    async def _start_once(self, order: Order) -> Started:
+    async def _start_once(self, start_request: StartRequest) -> Started:
         """The claim decides on the id and the log on the producer, so any number of nodes may race."""
-        fingerprint = await offload(order.size, lambda: _fingerprint(order))
-        key = f"job\0{order.job}\0{fingerprint}" if order.idempotency_key is None else order.idempotency_key
+        fingerprint = await offload(start_request.size, lambda: _fingerprint(start_request))
+        key = (
+            f"job\0{start_request.job}\0{fingerprint}"
+            if start_request.idempotency_key is None
+            else start_request.idempotency_key
+        )
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
-        wanted = Claim(order.generation_id or new_generation_id(), fingerprint)
+        wanted = Claim(start_request.generation_id or new_generation_id(), fingerprint)
         while True:
             claim = await self._claim(key_hash, wanted)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
-            started = await self._follow(order, key_hash, claim, new=claim == wanted)
+            started = await self._follow(start_request, key_hash, claim, new=claim == wanted)
             if not started.feed.in_vain or started.created:
                 return started
             if self._hub.healing:
@@ -153,7 +157,7 @@ class Starter:
     async def _claim(self, key_hash: str, claim: Claim) -> Claim:
         return await self._store.claim(key_hash, claim, ttl_ms=self._settings.idempotency_ttl_s * 1000)
 
-    async def _follow(self, order: Order, key_hash: str, claim: Claim, *, new: bool) -> Started:
+    async def _follow(self, start_request: StartRequest, key_hash: str, claim: Claim, *, new: bool) -> Started:
         """Start what a claim leads to, unless that was done; raises GenerationExists where its id is not the key's."""
         generation_id = claim.generation_id
         running = self._producers.live(generation_id)
@@ -164,10 +168,12 @@ class Starter:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
         if last is None:
             if await self._claim(key_hash, claim) != claim:
-                return await self._start_once(order)  # it was cleared away with its claim, and the key is another's now
+                return await self._start_once(
+                    start_request
+                )  # it was cleared away with its claim, and the key is another's now
             try:
                 return await self._create(
-                    order,
+                    start_request,
                     generation_id,
                     idempotency=key_hash,
                     fingerprint=claim.fingerprint,
@@ -179,34 +185,38 @@ class Starter:
         try:
             feed = await self._hub.open(generation_id)
         except GenerationNotFound:  # it was refused, and has been cleared away since it was looked for
-            return await self._start_once(order)
+            return await self._start_once(start_request)
         if feed.start.idempotency == key_hash:
             return Started(feed, created=False)
         if new:
             await self._store.release(key_hash, generation_id)
         raise GenerationExists(f"generation {generation_id!r} exists")
 
-    async def _create(self, order: Order, generation_id: str, **found_by: Any) -> Started:
+    async def _create(self, start_request: StartRequest, generation_id: str, **found_by: Any) -> Started:
         """Start a new one; ``found_by`` are the members of its `Start` by which other calls find it."""
-        model = order.request.get("model") or await self._upstream.default_model(order.credentials)
-        asked = order.request if order.prepare is None else await order.prepare(order.request)
+        model = start_request.request.get("model") or await self._upstream.default_model(start_request.credentials)
+        asked = (
+            start_request.request
+            if start_request.prepare is None
+            else await start_request.prepare(start_request.request)
+        )
         request = asked | {"model": model}
         start = Start(
             generation_id=generation_id,
             model=model,
             node=self._node,
             run=secrets.token_hex(8),
-            ttl_ms=order.ttl_ms,
-            abandon_after_ms=order.abandon_after_ms,
-            metadata=order.metadata,
-            notice=self._notice(order, model),
-            api=order.api,
-            response=order.response,
-            ignored=order.ignored,
-            namespaced=order.namespaced,
+            ttl_ms=start_request.ttl_ms,
+            abandon_after_ms=start_request.abandon_after_ms,
+            metadata=start_request.metadata,
+            notice=self._notice(start_request, model),
+            api=start_request.api,
+            response=start_request.response,
+            ignored=start_request.ignored,
+            namespaced=start_request.namespaced,
             **found_by,
         )
-        call, kept = await offload(order.size, lambda: self._written(order, request))
+        call, kept = await offload(start_request.size, lambda: self._written(start_request, request))
         opening = _Opening(start, kept)
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())
@@ -223,30 +233,32 @@ class Starter:
             self._producers.own(note)
         return Started(feed, created=True)
 
-    def _notice(self, order: Order, model: str) -> str | None:
+    def _notice(self, start_request: StartRequest, model: str) -> str | None:
         """What a reader is told of the upstream, and of what it is not told."""
         notice = self._upstream.notice(model)
         speaks_responses = self._upstream.speaks_responses(model)
-        if not order.ignored or speaks_responses:
+        if not start_request.ignored or speaks_responses:
             return notice
         known = "since it" if speaks_responses is False else "if it turns out that it"
-        ignored = f"The upstream is not told of {', '.join(order.ignored)}, {known} only knows chat completions."
+        ignored = (
+            f"The upstream is not told of {', '.join(start_request.ignored)}, {known} only knows chat completions."
+        )
         return ignored if notice is None else f"{notice} {ignored}"
 
-    def _written(self, order: Order, request: dict[str, Any]) -> tuple[Call, bytes]:
+    def _written(self, start_request: StartRequest, request: dict[str, Any]) -> tuple[Call, bytes]:
         """The request as it is for the upstream, and as it is kept; empty where it is not."""
         kept, keys = without_keys(request)
         call = Call(
-            api=order.api or Api.CHAT,
+            api=start_request.api or Api.CHAT,
             model=request["model"],
             body=json.dumps(request),
             keys=frozenset(keys),
-            credentials=order.credentials,
+            credentials=start_request.credentials,
             # OpenAI's clients try again by themselves.
-            retries=self._settings.upstream_retries if order.api is None else 0,
-            whole=order.whole,
+            retries=self._settings.upstream_retries if start_request.api is None else 0,
+            whole=start_request.whole,
         )
-        raw = json.dumps(kept) if order.keep_request else b""
+        raw = json.dumps(kept) if start_request.keep_request else b""
         return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""
 
     async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:
@@ -290,31 +302,38 @@ class Starter:
 
     async def _correct_owner(self, generation_id: str) -> None:
         """Two nodes have started the same id; the list has to name the one that won."""
-        (ends,) = await self._store.ends([generation_id])
-        if ends is not None and ends.last.kind is not Kind.END:
-            owner = decode_start(ends.first.entry).node
-            await self._store.register(generation_id, node=owner, created_ms=ends.first.id.ms)
+        (bounds,) = await self._store.bounds([generation_id])
+        if bounds is not None and bounds.last.kind is not Kind.END:
+            owner = decode_start(bounds.first.entry).node
+            await self._store.register(generation_id, node=owner, created_ms=bounds.first.id.ms)
 
 
-def _fingerprint(order: Order) -> str:
+def _fingerprint(start_request: StartRequest) -> str:
     """Equal for equal bodies, however they were written."""
-    return hashlib.sha256(json.canonical(_body(order))).hexdigest()
+    return hashlib.sha256(json.canonical(_body(start_request))).hexdigest()
 
 
-def _digest_of_call(order: Order) -> str | None:
+def _digest_of_call(start_request: StartRequest) -> str | None:
     """The same for this caller alone; of what is written the same, as a client does that repeats itself.
 
     To sort it would take ten times as long. It stands in Valkey, and tells nothing of the credentials: whoever would
     guess them has to know all of the request as well.
     """
-    if order.caller is None or order.idempotency_key is not None or order.job is not None:
+    if start_request.caller is None or start_request.idempotency_key is not None or start_request.job is not None:
         return None
-    digest = hashlib.sha256(order.caller)
-    digest.update(json.dumps(_body(order)))
+    digest = hashlib.sha256(start_request.caller)
+    digest.update(json.dumps(_body(start_request)))
     return digest.hexdigest()[:32]
 
 
-def _body(order: Order) -> list[Any]:
+def _body(start_request: StartRequest) -> list[Any]:
     """What has to be equal. How the answer is sent is none of it: some clients ask again for the whole."""
-    request = {name: value for name, value in order.request.items() if name != "stream_options"}
-    return [request, order.api, order.generation_id, order.ttl_ms, order.metadata, order.abandon_after_ms]
+    request = {name: value for name, value in start_request.request.items() if name != "stream_options"}
+    return [
+        request,
+        start_request.api,
+        start_request.generation_id,
+        start_request.ttl_ms,
+        start_request.metadata,
+        start_request.abandon_after_ms,
+    ]

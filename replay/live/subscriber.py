@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 from replay.live.counters import Counters
 from replay.live.feed import Feed
-from replay.live.framing import Channel
-from replay.live.outlet import Lent, Outlet
+from replay.live.framing import Encoding
+from replay.live.stream_connection import Handover, StreamConnection
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Segments written in one turn of the loop, so that one late joiner does not hold up the others.
 _SEGMENTS_PER_TURN = 2
@@ -43,7 +43,7 @@ class Pace:
 class Delivery:
     """What one connection is to be sent."""
 
-    channel: Channel
+    encoding: Encoding
     head: bytes  # the response's status line and headers
     preface: bytes  # goes into the first block that carries data: `retry:`, and a `reset` or a `snapshot`
     start: int  # the place in the log of the first event
@@ -52,7 +52,7 @@ class Delivery:
     deadline_s: float
 
 
-class Subscriber(Outlet):
+class Subscriber(StreamConnection):
     """See the module."""
 
     __slots__ = (
@@ -69,14 +69,14 @@ class Subscriber(Outlet):
         "_start",
         "_timer",
         "_told_live",
-        "channel",
+        "encoding",
     )
 
     def __init__(
         self, feed: Feed, delivery: Delivery, counters: Counters, on_gone: Callable[[Subscriber], None]
     ) -> None:
-        super().__init__(counters, chunked=delivery.channel.chunked, deadline_s=delivery.deadline_s)
-        self.channel = delivery.channel
+        super().__init__(counters, chunked=delivery.encoding.chunked, deadline_s=delivery.deadline_s)
+        self.encoding = delivery.encoding
         self._feed = feed
         self._on_gone = on_gone
         self._next = self._start = delivery.start  # the place of the next event to write
@@ -90,9 +90,9 @@ class Subscriber(Outlet):
         self._first_written: float | None = None
         self._last_written = self._loop.time()
 
-    def take_over(self, connection: Lent, delivery: Delivery) -> None:
-        """Make the connection this subscriber's, answer the request, and begin."""
-        self._take(connection, delivery.buffer_bytes)
+    def take_over(self, handover: Handover, delivery: Delivery) -> None:
+        """Take the connection over, answer the request, and begin."""
+        self._take(handover, delivery.buffer_bytes)
         self._feed.add(self)
         self.write(delivery.head)
         if self._feed.invalid:
@@ -118,9 +118,9 @@ class Subscriber(Outlet):
             if self._next >= stop:
                 break
             try:
-                data, self._next = self._feed.segment(self.channel, self._next, stop)
+                data, self._next = self._feed.segment(self.encoding, self._next, stop)
             except Exception:
-                log.exception("events could not be encoded", extra={"generation": self._feed.generation_id})
+                logger.exception("events could not be encoded", extra={"generation": self._feed.generation_id})
                 self.abort()
                 return
             self._send(data)
@@ -135,7 +135,7 @@ class Subscriber(Outlet):
         if self._first_written is None:
             self._first_written = self._last_written
         if data and self._preface:
-            preface, self._preface = self.channel.framed(self._preface), b""
+            preface, self._preface = self.encoding.framed(self._preface), b""
             self._write_behind(preface, data)
         else:
             self.write(data)
@@ -177,8 +177,8 @@ class Subscriber(Outlet):
             self._told_live = True
             last_id = self._feed.log.last_id
             told = {"last_event_id": None if last_id is None else str(last_id)}
-            notice = self.channel.face.notice("live", told, self._feed.cursor)
-            self._send(self.channel.framed(notice) if notice else b"")
+            notice = self.encoding.format.notice("live", told, self._feed.cursor)
+            self._send(self.encoding.framed(notice) if notice else b"")
         if not self._pace.batch_s and not self._full:
             self._live = True
             self._counters.catch_ups += 1
@@ -187,14 +187,14 @@ class Subscriber(Outlet):
     def _finish_if_complete(self) -> bool:
         if not self._feed.log.complete or self._transport is None:
             return False
-        self._finish(clean=not self.channel.face.cut_unless_completed or self._feed.completed)
+        self._finish(clean=not self.encoding.format.cut_unless_completed or self._feed.completed)
         return True
 
     def keep_alive(self, now: float, silence: float) -> None:
         """Write a sign of life if the subscriber has heard nothing for that long."""
         if now - self._last_written >= silence and not self._full:
             self._last_written = now
-            self.write(self.channel.framed(self.channel.face.keepalive))
+            self.write(self.encoding.framed(self.encoding.format.keepalive))
 
     # What comes from the transport.
 

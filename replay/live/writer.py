@@ -26,7 +26,7 @@ from replay.live.repair import BATCH_EVENTS, append_again, batch_length
 from replay.model.event import Event, EventId, Kind, number
 from replay.store import BURIED_MS, EventStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PENDING_OVERHEAD = 256  # bytes that a pending event takes beside its entry
 _LONGEST_PAUSE_S = 5.0
@@ -216,7 +216,7 @@ class Writer:
         """Wait until another try is worth it."""
         if self._down_since is None:
             self._down_since = self._loop.time()
-            log.warning("append failed", extra={"generation": self._feed.generation_id, "reason": error.in_full})
+            logger.warning("append failed", extra={"generation": self._feed.generation_id, "reason": error.in_full})
         left = self._outage_s - self._away_for_s
         if left <= 0:
             if self._on_outage is not None:

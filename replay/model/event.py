@@ -44,6 +44,7 @@ class Kind(Enum):
     TOKEN = "token"
     DELTA = "delta"
     END = "end"
+    ACTIVITY = "activity"  # of the activity log, whose entries name themselves
 
 
 class Entry:
@@ -64,6 +65,7 @@ class Entry:
     FORM_TOKEN = b"F"  # where the chunk's holes are, a line feed and its own JSON; it has visible text for choice 0
     FORM_DELTA = b"G"  # likewise, but it has none
     END = b"e"  # JSON: how it ended
+    ACTIVITY = b"l"  # in the activity log: see `wire/activity.py`
 
 
 _KINDS = {
@@ -77,6 +79,7 @@ _KINDS = {
     ord(Entry.FILLED_DELTA): Kind.DELTA,
     ord(Entry.FORM_DELTA): Kind.DELTA,
     ord(Entry.END): Kind.END,
+    ord(Entry.ACTIVITY): Kind.ACTIVITY,
 }
 
 # First bytes, as indexing an entry gives them.

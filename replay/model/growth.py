@@ -235,7 +235,7 @@ class _Block(Fields):
         return fragment.get("index") is not None or bool(fragment.get("id")) or (is_last and not fragment.get("data"))
 
 
-class Calls:
+class ToolCalls:
     """Tool calls, each in fragments that say by their index of which call they are: the next one's begins it."""
 
     __slots__ = ("_calls",)
@@ -270,7 +270,7 @@ _IN_BLOCK: Mapping[str, Callable[[], Growth]] = {
     "data": Base64,
 }
 _IN_AUDIO: Mapping[str, Callable[[], Growth]] = {"data": Base64, "transcript": Pieces}
-_GROWTHS = (Pieces, Content, Gathered, Fields, Blocks, Calls)
+_GROWTHS = (Pieces, Content, Gathered, Fields, Blocks, ToolCalls)
 
 
 def nested() -> Fields:
@@ -292,6 +292,6 @@ _WHEREVER: Mapping[str, Callable[[], Growth]] = {
 IN_MESSAGE: Mapping[str, Callable[[], Growth]] = {
     **_WHEREVER,
     "content": Content,
-    "tool_calls": Calls,
+    "tool_calls": ToolCalls,
     "function_call": called,
 }

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from replay.model.event import Event, EventId
 
-CHRONICLE = ":feed"  # the log of all generations' lives; no generation can be called so
+ACTIVITY_LOG = ":feed"  # the log of what becomes of all generations; no generation can be called so
 PROGRESS = ":progress"  # where nodes tell how far they are
 BURIED_MS = 600_000  # a run that is over is remembered for this long after its log has expired
 
@@ -26,7 +26,7 @@ class Refused(NamedTuple):
     last: Event | None  # where it ends; None when there is no log
 
 
-class Ends(NamedTuple):
+class Bounds(NamedTuple):
     """Both ends of a log, read in one go, and when it expires (unix ms)."""
 
     first: Event
@@ -71,7 +71,7 @@ class Renewed(NamedTuple):
     """What stood of a node when it renewed its lease."""
 
     stood: bool  # the lease
-    watching_stood: bool  # what it said with `watch`
+    subscribers_stood: bool  # what it said with `watch`
 
 
 class Listener(Protocol):
@@ -149,7 +149,7 @@ class EventStore(Protocol):
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
         """At most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""
 
-    async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
+    async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         """Both ends of each log, in the order asked; None for one that does not exist.
 
         However many are asked for, whoever else reads waits for a few of them at most.
@@ -230,7 +230,7 @@ class EventStore(Protocol):
     async def end_lease(self, node: str) -> None:
         """Say that a node is gone."""
 
-    async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
+    async def report_subscribers(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed; it holds as long as the lease."""
 
     async def listens(self, node: str) -> bool:
@@ -239,7 +239,7 @@ class EventStore(Protocol):
     async def alive(self, nodes: Collection[str]) -> set[str]:
         """Which of these nodes are alive."""
 
-    async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
+    async def subscribers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the nodes that are alive, leaving out the node ``beside``."""
 
     async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:

@@ -24,7 +24,7 @@ from valkey.exceptions import ValkeyError
 from replay.errors import InvalidSetting, StoreRefused, StoreUnavailable
 from replay.store.resp import ConnectionLost, Wire
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _OLDEST = (8, 0)
 _DATABASE = re.compile(r"/?|/[0-9]{1,9}")
@@ -197,7 +197,7 @@ class Link:
                 self._down_since = asyncio.get_running_loop().time()
                 wire.abort()
             self.problem = StoreUnavailable("the connection to Valkey was lost", aside=str(self._address))
-            log.warning("valkey connection lost", extra={"address": str(self._address), "link": self._name})
+            logger.warning("valkey connection lost", extra={"address": str(self._address), "link": self._name})
             if self._down_since - self._up_since > _LONGEST_PAUSE_S:
                 pause = 0.0
             await asyncio.sleep(pause)
@@ -227,7 +227,7 @@ class Link:
         self.connects += 1
         self._changed.set()
         self._changed = asyncio.Event()
-        log.info("valkey connected", extra={"address": str(address), "link": self._name})
+        logger.info("valkey connected", extra={"address": str(address), "link": self._name})
         if self._on_up is not None:
             self._on_up()
         return wire
@@ -255,7 +255,7 @@ class Link:
                 # A connection that is cut without a word shows only when it is used.
                 wire.call("PING").add_done_callback(_read_error)
             elif loop.time() - wire.waiting_since > self._timeout_s:
-                log.warning("valkey does not answer", extra={"address": str(self._address), "link": self._name})
+                logger.warning("valkey does not answer", extra={"address": str(self._address), "link": self._name})
                 wire.abort()
                 await wire.lost
 
@@ -271,7 +271,7 @@ class Link:
                 "what answers in Valkey's place is none", aside=f"--valkey-url, at {self._address}: {reason}"
             )
         if problem.in_full != self.problem.in_full:
-            log.warning("valkey unavailable", extra={"link": self._name, "reason": problem.in_full})
+            logger.warning("valkey unavailable", extra={"link": self._name, "reason": problem.in_full})
         self.problem = problem
 
 
@@ -295,7 +295,7 @@ def check_server(info: bytes) -> None:
     if facts.get("role") == "slave":
         raise StoreRefused("--valkey-url names a read-only replica: expected the primary")
     if facts.get("maxmemory_policy") not in (None, "noeviction") and facts.get("maxmemory") != "0":
-        log.warning(
+        logger.warning(
             "valkey may evict logs before their ttl; set maxmemory-policy to noeviction",
             extra={"maxmemory_policy": facts["maxmemory_policy"]},
         )

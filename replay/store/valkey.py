@@ -16,7 +16,7 @@ from typing import Any
 
 from replay.errors import StoreRefused
 from replay.model.event import Event, EventId
-from replay.store import BURIED_MS, Ends, Listener, Page, Refused, Row, keys
+from replay.store import BURIED_MS, Bounds, Listener, Page, Refused, Row, keys
 from replay.store.channels import Channels
 from replay.store.claims import ClaimCalls
 from replay.store.connection import Address, Link, at_once
@@ -24,7 +24,7 @@ from replay.store.keys import Keys
 from replay.store.nodes import NodeCalls
 from replay.store.resp import UnknownScript
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _SCRIPTS = resources.files("replay.store")
 _APPEND = _SCRIPTS.joinpath("append.lua").read_text()
@@ -165,17 +165,17 @@ class ValkeyStore(NodeCalls, ClaimCalls):
         """Take events out of a log, but not its last one."""
         await self._appends.call("EVAL", _ERASE, 1, self._keys.events(generation_id), *map(str, event_ids))
 
-    async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
+    async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         """Both ends of each log, a bite at a time; those who want several take turns."""
         if len(generation_ids) == 1:
             return await self._read_ends(generation_ids)
-        found: list[Ends | None] = []
+        found: list[Bounds | None] = []
         for start in range(0, len(generation_ids), _BITE):
             async with self._bites:
                 found += await self._read_ends(generation_ids[start : start + _BITE])
         return found
 
-    async def _read_ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
+    async def _read_ends(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         commands: list[tuple[str | int, ...]] = []
         for key in map(self._keys.events, generation_ids):
             commands.append(("XRANGE", key, "-", "+", "COUNT", 1))
@@ -183,7 +183,7 @@ class ValkeyStore(NodeCalls, ClaimCalls):
             commands.append(("PEXPIRETIME", key))
         answers = iter(await self._reads.ask_all(commands))
         return [
-            Ends(keys.parse_event(first[0]), keys.parse_event(last[0]), at if at > 0 else None)
+            Bounds(keys.parse_event(first[0]), keys.parse_event(last[0]), at if at > 0 else None)
             if first and last
             else None
             for first, last, at in zip(answers, answers, answers, strict=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from replay.wire import json
-from replay.wire.calls import CallReader
+from replay.wire.tool_calls import ToolCallReader
 
 Object = dict[str, Any]
 
@@ -50,7 +50,7 @@ class _ChoiceReader:
     __slots__ = ("_calls", "_said")
 
     def __init__(self) -> None:
-        self._calls = CallReader()
+        self._calls = ToolCallReader()
         self._said: set[str] = set()  # what deltas have had something of
 
     def read(self, choice: Object, *, spoken: bool) -> Object:

@@ -1,7 +1,7 @@
 """A log as readers see it: the same events in three forms, each of which stands alone.
 
-A `Face` turns a stretch of a log into bytes for every reader alike, so it is done once however many
-read. What belongs to one connection only (`live`, `reset`, `snapshot`) is a `Face.notice`.
+A `Format` turns a stretch of a log into bytes for every reader alike, so it is done once however many
+read. What belongs to one connection only (`live`, `reset`, `snapshot`) is a `Format.notice`.
 """
 
 from __future__ import annotations
@@ -244,12 +244,12 @@ def _line_notice(name: str, data: dict[str, Any], event_id: str | None = None) -
 
 
 def no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
-    """For a face whose readers know nothing but the log."""
+    """For a format whose readers know nothing but the log."""
     return b""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Face:
+class Format:
     """One form of a log on the wire."""
 
     content_type: str
@@ -261,6 +261,6 @@ class Face:
     block_end: bytes = b"\n\n"  # which stands nowhere else
 
 
-SSE = Face("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, retry=True)
+SSE = Format("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, retry=True)
 # Blank before a line of JSON: no reader of lines ever sees an empty line.
-NDJSON = Face("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False, block_end=b"\n")
+NDJSON = Format("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False, block_end=b"\n")

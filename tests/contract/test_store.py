@@ -22,7 +22,7 @@ from support.valkey import ValkeyServer
 
 from replay.errors import StoreRefused, StoreUnavailable
 from replay.model.event import Event, EventId, number
-from replay.store import BURIED_MS, Claim, Ends, EventStore, Page, Refused, Row
+from replay.store import BURIED_MS, Bounds, Claim, EventStore, Page, Refused, Row
 from replay.store.valkey import ValkeyStore
 
 PATIENT_S = 30.0  # the answer to a command that a test holds up for a while
@@ -320,12 +320,12 @@ async def test_somebody_elses_batch_that_ends_with_the_same_event_is_not_taken_f
 
 async def ttl_of(store: EventStore, valkey: ValkeyServer, name: str) -> float:
     """Ms until a log expires."""
-    ((ends,),) = [await store.ends([name])]
-    assert ends is not None
-    assert ends.expires_at_ms is not None
+    ((bounds,),) = [await store.bounds([name])]
+    assert bounds is not None
+    assert bounds.expires_at_ms is not None
     async with valkey.client() as client:
         seconds, microseconds = await client.time()
-    return ends.expires_at_ms - seconds * 1000 - microseconds / 1000
+    return bounds.expires_at_ms - seconds * 1000 - microseconds / 1000
 
 
 async def test_ttl_is_set_by_the_append_that_says_so_and_left_alone_by_the_others(store, valkey):
@@ -373,7 +373,7 @@ async def test_log_is_gone_when_its_ttl_has_passed(store):
         return await store.last("g")
 
     await eventually("the log to expire", last, lambda event: event is None)
-    assert await store.ends(["g"]) == [None]
+    assert await store.bounds(["g"]) == [None]
     assert await store.append("g", batch("ta", after=events[-1]), after=events[-1].id) == Refused(None)
 
 
@@ -397,11 +397,11 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.register("g", node="node_1", created_ms=1000),
         lambda: store.append("g", [start], after=None, ttl_ms=60_000),
         lambda: store.listen("g", Ear()),
-        lambda: store.watch("node_1", {"g": 2, "h": 1}, 60_000),
+        lambda: store.report_subscribers("node_1", {"g": 2, "h": 1}, 60_000),
         lambda: store.append("g", tokens, after=start.id),
         lambda: store.append("g", [], after=tokens[-1].id),
         lambda: store.notify("node_1", "g", tokens),
-        lambda: store.watch("node_1", {"h": 0}, 60_000),
+        lambda: store.report_subscribers("node_1", {"h": 0}, 60_000),
         lambda: store.register("g", node="node_2", created_ms=1000),
         lambda: store.renew_lease("node_1", 60_000),
         lambda: store.append("g", end, after=tokens[-1].id, ttl_ms=60_000),
@@ -421,7 +421,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.note_try("digest", "g", created_ms=1),
         lambda: store.take_try("g", hold_ms=60_000),
         lambda: store.forget_try("nothing", "nobody"),
-        lambda: store.watch("node_2", {"h": 0}, 60_000),
+        lambda: store.report_subscribers("node_2", {"h": 0}, 60_000),
     ]
     for place, step in enumerate(life):
         await step()
@@ -458,12 +458,12 @@ async def test_log_that_is_not_there_has_nothing(store):
 async def test_ends_are_told_in_the_order_asked(store):
     one = await grow(store, "one", "s", "ta", "e")
     two = await grow(store, "two", "s")
-    first, missing, second, again = await store.ends(["two", "no", "one", "two"])
+    first, missing, second, again = await store.bounds(["two", "no", "one", "two"])
     assert missing is None
     assert (first.first, first.last) == (two[0], two[0])
     assert (second.first, second.last) == (one[0], one[-1])
     assert again == first
-    assert await store.ends([]) == []
+    assert await store.bounds([]) == []
 
 
 # Delete.
@@ -911,7 +911,7 @@ async def test_ends_of_many_logs_hold_nobody_up(proxied, valkey, valkey_proxy):
     before = await executed()
     valkey_proxy.hold_replies()
     # when several ask for many at once, and then somebody reads something else
-    bulky = [asyncio.create_task(proxied.ends([*logs, "nobody"])) for _ in range(5)]
+    bulky = [asyncio.create_task(proxied.bounds([*logs, "nobody"])) for _ in range(5)]
     await valkey_proxy.reply_held()
     other_read = asyncio.create_task(proxied.request("g7"))
     # then few have been looked at before that is read
@@ -920,7 +920,7 @@ async def test_ends_of_many_logs_hold_nobody_up(proxied, valkey, valkey_proxy):
     valkey_proxy.release()
     assert await other_read is None
     for task in bulky:
-        assert [ends and (ends.first, ends.last) for ends in await task] == [
+        assert [bounds and (bounds.first, bounds.last) for bounds in await task] == [
             *((events[0], events[-1]) for events in logs.values()),
             None,
         ]
@@ -1059,7 +1059,7 @@ async def test_node_is_alive_as_long_as_its_lease(store, other):
 async def test_lease_tells_what_of_the_node_still_stood(store, valkey):
     assert await store.renew_lease("node_1", 60_000) == (False, False)
     assert await store.renew_lease("node_1", 60_000) == (True, False)
-    await store.watch("node_1", {"a": 1}, 60_000)
+    await store.report_subscribers("node_1", {"a": 1}, 60_000)
     assert await store.renew_lease("node_1", 60_000) == (True, True)
     async with valkey.client() as client:
         await client.flushall()
@@ -1069,38 +1069,38 @@ async def test_lease_tells_what_of_the_node_still_stood(store, valkey):
 async def test_watchers_are_the_sum_over_the_other_nodes(store):
     for node in ("node_1", "node_2", "node_3"):
         await store.renew_lease(node, 60_000)
-    await store.watch("node_1", {"a": 1, "b": 10}, 60_000)
-    await store.watch("node_2", {"a": 2}, 60_000)
-    await store.watch("node_3", {"a": 4, "b": 40}, 60_000)
-    assert await store.watchers(["a", "b", "c"], beside="node_1") == {"a": 6, "b": 40, "c": 0}
-    assert await store.watchers(["a", "b", "c"], beside="nobody") == {"a": 7, "b": 50, "c": 0}
-    assert await store.watchers([], beside="node_1") == {}
+    await store.report_subscribers("node_1", {"a": 1, "b": 10}, 60_000)
+    await store.report_subscribers("node_2", {"a": 2}, 60_000)
+    await store.report_subscribers("node_3", {"a": 4, "b": 40}, 60_000)
+    assert await store.subscribers(["a", "b", "c"], beside="node_1") == {"a": 6, "b": 40, "c": 0}
+    assert await store.subscribers(["a", "b", "c"], beside="nobody") == {"a": 7, "b": 50, "c": 0}
+    assert await store.subscribers([], beside="node_1") == {}
 
 
 async def test_only_changes_of_the_watchers_are_told(store):
     await store.renew_lease("node_1", 60_000)
-    await store.watch("node_1", {"a": 1, "b": 1}, 60_000)
-    await store.watch("node_1", {"b": 0, "c": 3}, 60_000)
-    assert await store.watchers(["a", "b", "c"], beside="") == {"a": 1, "b": 0, "c": 3}
+    await store.report_subscribers("node_1", {"a": 1, "b": 1}, 60_000)
+    await store.report_subscribers("node_1", {"b": 0, "c": 3}, 60_000)
+    assert await store.subscribers(["a", "b", "c"], beside="") == {"a": 1, "b": 0, "c": 3}
 
 
 async def test_watchers_of_a_node_that_is_gone_do_not_count(store):
     for node, lease_ms in (("node_1", 60_000), ("node_2", 60_000), ("node_3", 50)):
         await store.renew_lease(node, lease_ms)
-        await store.watch(node, {"a": 1}, lease_ms)
+        await store.report_subscribers(node, {"a": 1}, lease_ms)
     await store.end_lease("node_2")
 
-    async def watchers() -> dict[str, int]:
-        return await store.watchers(["a"], beside="")
+    async def subscribers() -> dict[str, int]:
+        return await store.subscribers(["a"], beside="")
 
-    await eventually("only node_1's to count", watchers, lambda counts: counts == {"a": 1})
+    await eventually("only node_1's to count", subscribers, lambda counts: counts == {"a": 1})
     await store.end_lease("node_1")
-    assert await watchers() == {"a": 0}
+    assert await subscribers() == {"a": 0}
 
 
 async def test_watchers_hold_as_long_as_the_lease_is_renewed(store, valkey):
     await store.renew_lease("node_1", 500)
-    await store.watch("node_1", {"a": 1}, 500)
+    await store.report_subscribers("node_1", {"a": 1}, 500)
     await store.renew_lease("node_1", 60_000)
     async with valkey.client() as client:
         (key,) = await client.keys("*watching*")
@@ -1133,7 +1133,7 @@ async def test_stalled_server_is_unavailable_within_the_timeout(valkey, valkey_p
     calls: tuple[Awaitable[Any], ...] = (
         store.append("g", batch("ta", after=events[-1]), after=events[-1].id),
         store.read("g", after=None, limit=5),
-        store.ends(["g"]),
+        store.bounds(["g"]),
         store.listen("g", Ear()),
         store.live(),
         store.renew_lease("node_1", 1000),
@@ -1456,7 +1456,7 @@ def test_every_store_has_every_call_of_the_port():
     calls = {name for name in vars(EventStore) if not name.startswith("_")} | set(EventStore.__annotations__)
     store = ValkeyStore("valkey://127.0.0.1:1/0", timeout_s=1)
     assert calls <= set(dir(store))
-    assert Ends._fields == ("first", "last", "expires_at_ms")
+    assert Bounds._fields == ("first", "last", "expires_at_ms")
 
 
 # Logs that lose their beginning, or something in between.
@@ -1483,14 +1483,14 @@ async def test_trimmed_log_goes_on_where_it_ended(store, other):
     await store.trim("g", 10)
     # when
     assert await store.last("g") == events[-1]
-    (ends,) = await store.ends(["g"])
+    (bounds,) = await store.bounds(["g"])
     more = batch("ty", after=events[-1])
     assert await other.append("g", more, after=events[-1].id) is None
     # then
     left = await log_of(store, "g")
     assert left[-2:] == [events[-1], *more]
-    assert ends is not None
-    assert (ends.first, ends.last) == (left[0], events[-1])
+    assert bounds is not None
+    assert (bounds.first, bounds.last) == (left[0], events[-1])
 
 
 async def test_read_behind_what_was_trimmed_begins_with_what_is_left(store):
@@ -1528,7 +1528,9 @@ async def test_what_was_erased_is_gone_and_the_rest_is_as_it_was(store, other, p
     for reader in (store, other):
         assert await log_of(reader, "g") == left
         assert await reader.last("g") == events[-1]
-        assert await reader.ends(["g"]) == [Ends(left[0], events[-1], (await reader.ends(["g"]))[0].expires_at_ms)]
+        assert await reader.bounds(["g"]) == [
+            Bounds(left[0], events[-1], (await reader.bounds(["g"]))[0].expires_at_ms)
+        ]
 
 
 async def test_log_of_which_something_was_erased_goes_on(store):

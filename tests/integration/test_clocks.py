@@ -16,7 +16,7 @@ from support.upstream import say
 from support.valkey import ValkeyServer
 
 DAY = 86_400
-FEED = "replay:{:feed}:events"
+ACTIVITY_EVENTS = "replay:{:feed}:events"
 KEPT = 10_000
 
 
@@ -35,7 +35,7 @@ async def sent_by(valkey: ValkeyServer, act: Callable[[], object]) -> int:
 
 async def told_of(valkey: ValkeyServer, id: str) -> list[bytes]:
     async with valkey.client() as client:
-        entries = [fields[b"e"] for _, fields in await client.xrange(FEED)]
+        entries = [fields[b"e"] for _, fields in await client.xrange(ACTIVITY_EVENTS)]
     return [entry.split(b" ")[0] for entry in entries if id.encode() in entry]
 
 
@@ -47,7 +47,7 @@ async def test_a_node_that_is_days_ahead_makes_nothing_dearer_for_the_others(mak
         pipeline = client.pipeline()
         for seq in range(KEPT):
             pipeline.xadd(
-                FEED,
+                ACTIVITY_EVENTS,
                 {"e": b'lcreated {"generation_id":"gen_%d","padding":"%b"}' % (seq, b"x" * 150)},
                 id=f"{int(time.time() + 400 * DAY) * 1000}-{seq}",
             )

@@ -22,7 +22,7 @@ from replay.app import App
 from replay.config import Settings
 from replay.live.feed import Feed
 from replay.model.log import Log
-from replay.store import CHRONICLE
+from replay.store import ACTIVITY_LOG
 
 CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -57,7 +57,7 @@ async def world(valkey, upstream) -> AsyncIterator[World]:
 
 def in_memory() -> list[object]:
     """The feeds of generations, and the logs, that there are."""
-    feeds = [thing for thing in gc.get_objects() if type(thing) is Feed and thing.generation_id != CHRONICLE]
+    feeds = [thing for thing in gc.get_objects() if type(thing) is Feed and thing.generation_id != ACTIVITY_LOG]
     return feeds + [thing for thing in gc.get_objects() if type(thing) is Log]
 
 

@@ -124,7 +124,7 @@ class Watched:
         listed = live.keys() | {row.generation_id for row in recent.rows}
         self.seen |= listed
         assert await self._store.alive(live.values()) == {*live.values()}
-        assert [ends for ends in await self._store.ends([*listed]) if ends is not None] == []
+        assert [bounds for bounds in await self._store.bounds([*listed]) if bounds is not None] == []
 
 
 async def test_other_nodes_find_no_orphan_and_no_generation_in_it(connect, valkey):

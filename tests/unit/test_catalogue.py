@@ -13,7 +13,7 @@ from replay.live.catalogue import Catalogue
 from replay.model.event import number
 from replay.model.generation import Generation, Start
 from replay.model.selection import Selection
-from replay.store import Ends, Page, Row
+from replay.store import Bounds, Page, Row
 from replay.wire.events import encode_start
 
 COUNT = 150
@@ -27,7 +27,7 @@ class Shelf:
         rows = [Row(ms, f"g{ms}") for ms in range(last - 1, max(0, last - limit) - 1, -1)]
         return Page(rows, rows[-1] if rows[-1].created_ms else None)
 
-    async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
+    async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         return [_ends(name) for name in generation_ids]
 
     async def forget(self, rows: Sequence[Row]) -> None:
@@ -40,7 +40,7 @@ class EmptyShelf(Shelf):
     def __init__(self) -> None:
         self.asked_to_forget, self.may_forget, self.forgotten = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def ends(self, generation_ids: Sequence[str]) -> list[Ends | None]:
+    async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         return [None for _ in generation_ids]
 
     async def forget(self, rows: Sequence[Row]) -> None:
@@ -74,10 +74,10 @@ class Noting(Selection):
         return False
 
 
-def _ends(name: str) -> Ends:
+def _ends(name: str) -> Bounds:
     start = Start(generation_id=name, model="m", node="n", run="1", ttl_ms=1, metadata={"x": "y" * 16_000})
     (event,) = number([encode_start(start)], after=None, now_ms=1)
-    return Ends(event, event, None)
+    return Bounds(event, event, None)
 
 
 def _catalogue(store: Shelf) -> Catalogue:

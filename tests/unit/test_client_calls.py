@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from replay.client import Client, UnexpectedAnswer, UnknownProblem, Unreachable, calls
+from replay.client.backoff import Backoff
 from replay.client.exchange import Answer, Lost, Outcome, Request
-from replay.client.patience import Patience
 from replay.client.problems import retry_after_s
 from replay.errors import (
     Draining,
@@ -60,14 +60,12 @@ def play(call: calls.Call[Any], *outcomes: Outcome) -> tuple[Any, list[calls.Try
     raise AssertionError(f"asks for more: {tries[-1]}")
 
 
-def patience(give_up_after_s: float | None = 10.0) -> Patience:
-    return Patience(give_up_after_s, clock=lambda: 0.0, jitter=lambda: 1.0)
+def backoff(give_up_after_s: float | None = 10.0) -> Backoff:
+    return Backoff(give_up_after_s, clock=lambda: 0.0, jitter=lambda: 1.0)
 
 
 def start(key: str | None = None, **parameters: Any) -> calls.Call[Any]:
-    return calls.start(
-        parameters, "Hi", None, options={"id": "g", "ttl": None}, idempotency_key=key, patience=patience()
-    )
+    return calls.start(parameters, "Hi", None, options={"id": "g", "ttl": None}, idempotency_key=key, backoff=backoff())
 
 
 def test_a_start_says_what_was_given_and_nothing_else():
@@ -99,7 +97,7 @@ def test_a_key_that_no_header_can_hold_is_refused(key):
 
 
 def test_what_a_newer_service_sends_besides_is_in_raw():
-    generation, _ = play(calls.generation("g", patience()), answer(GENERATION))
+    generation, _ = play(calls.generation("g", backoff()), answer(GENERATION))
     assert generation.raw["a_newer_member"] == 7
     assert not generation.terminal
 
@@ -120,7 +118,7 @@ def test_what_a_newer_service_sends_besides_is_in_raw():
     ],
 )
 def test_a_refusal_is_raised_as_what_it_is_and_at_once(outcome, error):
-    call = calls.generation("g", patience())
+    call = calls.generation("g", backoff())
     next(call)
     with pytest.raises(error) as raised:
         call.send(outcome)
@@ -128,7 +126,7 @@ def test_a_refusal_is_raised_as_what_it_is_and_at_once(outcome, error):
 
 
 def test_an_unknown_code_keeps_all_that_was_said():
-    call = calls.generation("g", patience())
+    call = calls.generation("g", backoff())
     next(call)
     with pytest.raises(UnknownProblem, match="why teapot") as raised:
         call.send(problem(418, "teapot"))
@@ -145,19 +143,19 @@ def test_an_unknown_code_keeps_all_that_was_said():
     ],
 )
 def test_what_may_pass_is_raised_when_patience_ends(outcome, error):
-    call = calls.generation("g", patience(0.25))
+    call = calls.generation("g", backoff(0.25))
     assert [next(call).after_s, call.send(outcome).after_s, call.send(outcome).after_s] == [0.0, 0.1, 0.2]
     with pytest.raises(error):
         call.send(outcome)
 
 
 def test_a_delete_that_finds_nothing_after_a_lost_answer_is_done():
-    result, tries = play(calls.delete("g", patience()), CUT, problem(404, "generation_not_found"))
+    result, tries = play(calls.delete("g", backoff()), CUT, problem(404, "generation_not_found"))
     assert (result, len(tries)) == (None, 2)
 
 
 def test_a_delete_that_finds_nothing_is_an_error():
-    call = calls.delete("g", patience())
+    call = calls.delete("g", backoff())
     next(call)
     with pytest.raises(GenerationNotFound):
         call.send(problem(404, "generation_not_found"))
@@ -175,7 +173,7 @@ def test_a_wait_asks_until_the_generation_has_ended():
 
 
 def test_a_page_of_another_server_is_no_transcript():
-    for call in (calls.wait("g", None), calls.text("g", None, patience())):
+    for call in (calls.wait("g", None), calls.text("g", None, backoff())):
         next(call)
         with pytest.raises(UnexpectedAnswer):
             call.send(Answer(200, {"Content-Type": "text/html"}, b"<html>"))
@@ -207,8 +205,8 @@ def test_a_wait_ends_in_time():
 def list_all(pages: Callable[[Request], Answer], limit: int | None) -> list[str]:
     listing, found = calls.Listing({"status": "failed,cancelled"}, limit=limit), []
     while not listing.complete:
-        call = listing.page(patience())
-        page, _ = play(listing.page(patience()), pages(next(call).request))
+        call = listing.page(backoff())
+        page, _ = play(listing.page(backoff()), pages(next(call).request))
         found += [generation.id for generation in listing.take(page)]
     return found
 
@@ -249,5 +247,5 @@ def test_whoever_answers_may_say_when_to_come_back(headers, seconds):
 
 
 def test_pauses_stay_bounded_however_long_it_takes():
-    waiting = Patience(None, jitter=lambda: 1.0)
+    waiting = Backoff(None, jitter=lambda: 1.0)
     assert [waiting.pause_s() for _ in range(5000)][-1] == 5.0

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.client import End, Event, Live, Reset, Start, Token, UnexpectedAnswer, Unreachable
+from replay.client.backoff import Backoff
 from replay.client.events import NotAnEvent, read_event
 from replay.client.exchange import Answer, Lost
 from replay.client.following import Following
-from replay.client.patience import Patience
 from replay.errors import GenerationNotFound, InvalidEventId
 
 HEADERS = {"Content-Type": "application/x-ndjson"}
@@ -144,7 +144,7 @@ def test_only_a_clean_and_empty_answer_is_doubted():
 def test_what_may_pass_is_waited_for(outcome):
     # given
     told = []
-    reader = following(on_lost=lambda error, pause_s: told.append(pause_s), patience=Patience(None, jitter=lambda: 1.0))
+    reader = following(on_lost=lambda error, pause_s: told.append(pause_s), backoff=Backoff(None, jitter=lambda: 1.0))
     # when
     pauses = [reader.pause_s(outcome) for _ in range(8)]
     # then
@@ -152,7 +152,7 @@ def test_what_may_pass_is_waited_for(outcome):
 
 
 def test_an_event_makes_the_next_pause_short_and_a_notice_does_not():
-    reader = following(patience=Patience(None, jitter=lambda: 1.0))
+    reader = following(backoff=Backoff(None, jitter=lambda: 1.0))
     [reader.pause_s(CUT) for _ in range(5)]
     list(reader.feed(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
     assert reader.pause_s(CUT) == 3.2
@@ -169,7 +169,7 @@ def test_a_missing_generation_is_an_error():
 def test_patience_has_an_end_where_one_is_set():
     # given a service that was last there at 0
     now = 0.0
-    reader = following(patience=Patience(10.0, clock=lambda: now, jitter=lambda: 1.0))
+    reader = following(backoff=Backoff(10.0, clock=lambda: now, jitter=lambda: 1.0))
     reader.pause_s(CUT)
     # when it comes back, and goes again
     now = 9.0

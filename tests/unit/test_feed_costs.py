@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay.live.feed import Feed
-from replay.live.framing import SEGMENT, Channel
+from replay.live.framing import SEGMENT, Encoding
 from replay.model.event import Entry, number
-from replay.model.tail import Tail
-from replay.wire.events import NDJSON, SSE, Face, Recording, encode_start
-from replay.wire.feed import FEED
+from replay.model.trimmed_log import TrimmedLog
+from replay.wire.activity import ACTIVITY_EVENTS
+from replay.wire.events import NDJSON, SSE, Format, Recording, encode_start
 
 BATCHES = (1, 1, 5, 1, 3, 1)  # events that were acknowledged together
 
@@ -23,21 +23,21 @@ BATCHES = (1, 1, 5, 1, 3, 1)  # events that were acknowledged together
 class Encodes:
     """A face that counts how often each event is encoded."""
 
-    def __init__(self, face: Face) -> None:
-        self._face = face
+    def __init__(self, format: Format) -> None:
+        self._format = format
         self.by_place: Counter[int] = Counter()
-        self.face = replace(face, encode=self._encode)
+        self.format = replace(format, encode=self._encode)
 
     def _encode(self, recording: Recording, start: int, stop: int) -> bytes:
         self.by_place.update(range(start, stop))
-        return self._face.encode(recording, start, stop)
+        return self._format.encode(recording, start, stop)
 
 
 class Reader:
     """Takes what it is sent."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding = encoding
         self.taken: list[bytes] = []
 
     def pump(self) -> None:
@@ -71,7 +71,7 @@ def begun() -> Feed:
 async def test_event_is_encoded_once_for_each_face_however_many_read(readers):
     feed, sse, lines = begun(), Encodes(SSE), Encodes(NDJSON)
     known = len(feed.log)
-    everybody = [Reader(Channel(encodes.face, chunked=True)) for encodes in (sse, lines) for _ in range(readers)]
+    everybody = [Reader(Encoding(encodes.format, chunked=True)) for encodes in (sse, lines) for _ in range(readers)]
     for reader in everybody:
         feed.add(reader)
         feed.go_live(reader)
@@ -82,7 +82,7 @@ async def test_event_is_encoded_once_for_each_face_however_many_read(readers):
     once = Counter(range(known, known + sum(BATCHES)))
     assert sse.by_place == lines.by_place == once
     for first in (everybody[0], everybody[-1]):
-        alike = [reader.taken for reader in everybody if reader.channel == first.channel]
+        alike = [reader.taken for reader in everybody if reader.encoding == first.encoding]
         assert len(alike) == readers
         assert {len(taken) for taken in alike} == {len(BATCHES)}
         # Not only equal: nobody has a copy of their own.
@@ -91,7 +91,7 @@ async def test_event_is_encoded_once_for_each_face_however_many_read(readers):
 
 async def test_face_that_nobody_reads_is_not_encoded():
     feed, sse, lines = begun(), Encodes(SSE), Encodes(NDJSON)
-    gone, here = Reader(Channel(lines.face, chunked=True)), Reader(Channel(sse.face, chunked=True))
+    gone, here = Reader(Encoding(lines.format, chunked=True)), Reader(Encoding(sse.format, chunked=True))
     for reader in (gone, here):
         feed.add(reader)
         feed.go_live(reader)
@@ -104,14 +104,14 @@ async def test_face_that_nobody_reads_is_not_encoded():
 
 async def test_late_joiners_share_what_was_encoded_for_the_first_of_them():
     feed, sse = begun(), Encodes(SSE)
-    channel = Channel(sse.face, chunked=True)
+    encoding = Encoding(sse.format, chunked=True)
     say(feed, 3 * SEGMENT - len(feed.log))
 
     read = []
     for _ in range(20):
         place = 0
         while place < len(feed.log):
-            data, place = feed.segment(channel, place, len(feed.log))
+            data, place = feed.segment(encoding, place, len(feed.log))
             read.append(data)
 
     assert sse.by_place == Counter(range(3 * SEGMENT))
@@ -130,7 +130,7 @@ async def test_late_joiners_share_what_was_encoded_for_the_first_of_them():
 @settings(max_examples=50, deadline=None)
 async def test_pieces_are_whole_events_and_no_larger_than_they_may_be_unless_it_is_one(sizes, piece_bytes, starts):
     # given a log of small and large events, and readers who begin anywhere
-    feed, channel = begun(), Channel(SSE, chunked=False, piece_bytes=piece_bytes)
+    feed, encoding = begun(), Encoding(SSE, chunked=False, piece_bytes=piece_bytes)
     feed.extend(number([b"t" + b"x" * size for size in sizes], after=feed.log.last_id, now_ms=STARTED_MS))
     length = len(feed.log)
     for start in (0, *(int(part * length) for part in starts), 0):
@@ -138,7 +138,7 @@ async def test_pieces_are_whole_events_and_no_larger_than_they_may_be_unless_it_
         place, pieces = start, []
         while place < length:
             before = place
-            data, place = feed.segment(channel, place, length)
+            data, place = feed.segment(encoding, place, length)
             pieces.append(data)
             # then
             assert len(data) <= piece_bytes or place == before + 1
@@ -147,14 +147,14 @@ async def test_pieces_are_whole_events_and_no_larger_than_they_may_be_unless_it_
 
 async def test_late_joiners_share_pieces_that_are_cut_by_their_size_too():
     feed, sse = begun(), Encodes(SSE)
-    channel = Channel(sse.face, chunked=True, piece_bytes=1000)
+    encoding = Encoding(sse.format, chunked=True, piece_bytes=1000)
     feed.extend(number([b"t" + b"x" * 900] * (2 * SEGMENT - 2), after=feed.log.last_id, now_ms=STARTED_MS))
 
     read = []
     for start in (*[0] * 20, 100, SEGMENT):
         place = start
         while place < len(feed.log):
-            data, place = feed.segment(channel, place, len(feed.log))
+            data, place = feed.segment(encoding, place, len(feed.log))
             read.append(id(data))
 
     assert sse.by_place.total() <= len(feed.log) + 5  # the first were tried together
@@ -164,8 +164,8 @@ async def test_late_joiners_share_pieces_that_are_cut_by_their_size_too():
 class Slow(Reader):
     """Takes no more than one write."""
 
-    def __init__(self, channel: Channel, feed: Feed) -> None:
-        super().__init__(channel)
+    def __init__(self, encoding: Encoding, feed: Feed) -> None:
+        super().__init__(encoding)
         self.feed = feed
         self.place: int | None = None
 
@@ -176,8 +176,8 @@ class Slow(Reader):
 
 
 async def test_live_reader_whom_a_part_of_a_batch_has_filled_gets_no_more_and_knows_where_it_was_cut_off():
-    feed, channel = begun(), Channel(SSE, chunked=False, piece_bytes=1000)
-    known, slow, fast = len(feed.log), Slow(channel, feed), Reader(channel)
+    feed, encoding = begun(), Encoding(SSE, chunked=False, piece_bytes=1000)
+    known, slow, fast = len(feed.log), Slow(encoding, feed), Reader(encoding)
     for reader in (slow, fast):
         feed.add(reader)
         feed.go_live(reader)
@@ -193,12 +193,14 @@ async def test_live_reader_whom_a_part_of_a_batch_has_filled_gets_no_more_and_kn
 
 
 async def test_segments_of_a_log_that_loses_its_beginning_are_lost_with_it():
-    feed = Feed("chronicle", Tail(SEGMENT))
-    channel = Channel(FEED, chunked=True)
+    feed = Feed("chronicle", TrimmedLog(SEGMENT))
+    encoding = Encoding(ACTIVITY_EVENTS, chunked=True)
     for _ in range(20):
         feed.extend(number([b'lcreated {"type":"created"}'] * SEGMENT, after=feed.log.last_id, now_ms=STARTED_MS))
         place = feed.log.first
         while place < len(feed.log):
-            _, place = feed.segment(channel, place, len(feed.log))
+            _, place = feed.segment(encoding, place, len(feed.log))
 
-    assert feed.size - Feed("empty").size < 5 * len(FEED.encode(feed.recording, len(feed.log) - SEGMENT, len(feed.log)))
+    assert feed.size - Feed("empty").size < 5 * len(
+        ACTIVITY_EVENTS.encode(feed.recording, len(feed.log) - SEGMENT, len(feed.log))
+    )

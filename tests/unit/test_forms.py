@@ -16,22 +16,22 @@ from hypothesis import strategies as st
 from support.sse import messages
 
 from replay.errors import UpstreamInvalid
-from replay.live.feed import Channel, Feed
+from replay.live.feed import Encoding, Feed
 from replay.model.event import Entry
 from replay.model.log import Log
 from replay.model.transcript import Transcript
 from replay.redaction import Redaction
-from replay.wire.events import NDJSON, SSE, Face, Recording
+from replay.wire.events import NDJSON, SSE, Format, Recording
 from replay.wire.folding import Folding, fold
 from replay.wire.json import loads, mended
 from replay.wire.openai import chunk_of
-from replay.wire.openai_faces import CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS
+from replay.wire.openai_formats import CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS
 from replay.wire.reading import Reader
 from replay.wire.recorder import Recorder
-from replay.wire.responses_face import RESPONSES
+from replay.wire.responses_format import RESPONSES
 from replay.wire.sse import Message
 
-FACES = (SSE, NDJSON, CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS, RESPONSES)
+FORMATS = (SSE, NDJSON, CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS, RESPONSES)
 
 
 def chunk(
@@ -52,10 +52,10 @@ def chunks_of(log: Log) -> list[bytes]:
     return [chunk_of(log.entries[seq], Recording(log).template(seq)) for seq in places]
 
 
-def shown(face: Face, log: Log, start: int = 0, stop: int | None = None) -> list[Any]:
+def shown(format: Format, log: Log, start: int = 0, stop: int | None = None) -> list[Any]:
     """What a face shows of a stretch, to a reader that begins there."""
-    body = face.encode(Recording(log), start, len(log) if stop is None else stop)
-    if face is NDJSON:
+    body = format.encode(Recording(log), start, len(log) if stop is None else stop)
+    if format is NDJSON:
         return [json.loads(line) for line in body.split(b"\n") if line]
     read = [(message.event, message.last_event_id, message.data) for message in messages(body)]
     return [(*names, data if data == "[DONE]" else json.loads(data)) for *names, data in read]
@@ -186,9 +186,9 @@ def test_every_face_shows_what_it_would_show_of_whole_chunks_from_any_place(stre
     log, plain = record(stream), whole(stream)
     start = min(start, len(log))
     stop = min(start + length, len(log))
-    for face in FACES:
-        assert canonical(shown(face, log)) == canonical(shown(face, plain))
-        assert canonical(shown(face, log, start, stop)) == canonical(shown(face, plain, start, stop))
+    for format in FORMATS:
+        assert canonical(shown(format, log)) == canonical(shown(format, plain))
+        assert canonical(shown(format, log, start, stop)) == canonical(shown(format, plain, start, stop))
 
 
 @given(stream=streams())
@@ -396,8 +396,8 @@ def test_piece_that_says_nothing_but_its_usage_is_for_who_asked_for_usage(wants_
         dump({"id": "c", "choices": [{"index": 0, "text": text}], **usage(counted)}, "raw")
         for counted, text in enumerate(["a", "b", "c", "", "d"])
     ]
-    face = COMPLETIONS if wants_usage else COMPLETIONS_BARE
-    texts = [data["choices"][0]["text"] for *_, data in shown(face, record(stream))[:-1]]
+    format = COMPLETIONS if wants_usage else COMPLETIONS_BARE
+    texts = [data["choices"][0]["text"] for *_, data in shown(format, record(stream))[:-1]]
     assert texts == (["a", "b", "c", "", "d"] if wants_usage else ["a", "b", "c", "d"])
 
 
@@ -461,10 +461,10 @@ def test_transcript_is_the_same_where_something_else_grows(beside):
 
 async def test_segment_of_what_grows_is_bounded_in_bytes():
     feed = Feed(GENERATION_ID, record(growing(600, begun="x" * 100_000), COMPLETED))
-    channel = Channel(CHUNKS, chunked=False)
+    encoding = Encoding(CHUNKS, chunked=False)
     place, read = 0, []
     while place < len(feed.log):
-        data, place = feed.segment(channel, place, len(feed.log))
+        data, place = feed.segment(encoding, place, len(feed.log))
         read.append(data)
     assert b"".join(read) == CHUNKS.encode(Recording(feed.log), 0, len(feed.log))
     assert max(map(len, read)) < 2 << 20

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from replay.live.counters import Counters
 from replay.live.feed import Feed
-from replay.live.framing import Channel
-from replay.live.outlet import Lent
+from replay.live.framing import Encoding
+from replay.live.stream_connection import Handover
 from replay.live.subscriber import Delivery, Pace, Subscriber
 from replay.model.event import number
-from replay.wire.events import NDJSON, SSE, Face, encode_start
+from replay.wire.events import NDJSON, SSE, Format, encode_start
 
 CHUNK = 8 << 10
 ENDS_OF_LINES = "\u0085\u2028\u2029"
@@ -35,11 +35,11 @@ def chunks_of(framed: bytes) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("face", [SSE, NDJSON], ids=["sse", "ndjson"])
+@pytest.mark.parametrize("format", [SSE, NDJSON], ids=["sse", "ndjson"])
 @given(sizes=st.lists(st.sampled_from([0, 30, 900, CHUNK - 1, CHUNK, 5 * CHUNK]), max_size=60))
-def test_chunks_are_whole_blocks_as_many_as_they_hold(face: Face, sizes: list[int]) -> None:
-    blocks = [face.notice("x", {"text": "x" * size}) for size in sizes]
-    chunks = chunks_of(Channel(face, chunked=True).framed(b"".join(blocks)))
+def test_chunks_are_whole_blocks_as_many_as_they_hold(format: Format, sizes: list[int]) -> None:
+    blocks = [format.notice("x", {"text": "x" * size}) for size in sizes]
+    chunks = chunks_of(Encoding(format, chunked=True).framed(b"".join(blocks)))
     # then a naive packing is the same
     expected: list[bytes] = []
     for block in blocks:
@@ -51,14 +51,14 @@ def test_chunks_are_whole_blocks_as_many_as_they_hold(face: Face, sizes: list[in
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-@pytest.mark.parametrize("face", [SSE, NDJSON], ids=["sse", "ndjson"])
+@pytest.mark.parametrize("format", [SSE, NDJSON], ids=["sse", "ndjson"])
 @given(text=st.text(st.sampled_from('a\\"\n\xc2\x85\xa8\u0084\u0086\u2027\u2028\u2029\u202a\u20a8😀')))
-def test_ends_of_lines_are_escaped_and_all_else_is_left(face: Face, chunked: bool, text: str) -> None:
-    told = face.notice("x", {"text": text, "_" + text: 1})
-    framed = Channel(face, chunked).framed(told)
+def test_ends_of_lines_are_escaped_and_all_else_is_left(format: Format, chunked: bool, text: str) -> None:
+    told = format.notice("x", {"text": text, "_" + text: 1})
+    framed = Encoding(format, chunked).framed(told)
     body = b"".join(chunks_of(framed)) if chunked else framed
     assert not any(end in body.decode() for end in ENDS_OF_LINES)
-    data = body if face is NDJSON else body.split(b"\n")[1].removeprefix(b"data: ")
+    data = body if format is NDJSON else body.split(b"\n")[1].removeprefix(b"data: ")
     assert json.loads(data) == {"type": "x", "text": text, "_" + text: 1}
     escaped = told.decode()
     for end in ENDS_OF_LINES:
@@ -92,13 +92,13 @@ class Connection(asyncio.Transport):
         self.write(b"".join(list_of_data))
 
 
-@pytest.mark.parametrize("face", [SSE, NDJSON], ids=["sse", "ndjson"])
-async def test_reset_has_no_id_and_is_written_together_with_the_block_behind_it(face: Face) -> None:
+@pytest.mark.parametrize("format", [SSE, NDJSON], ids=["sse", "ndjson"])
+async def test_reset_has_no_id_and_is_written_together_with_the_block_behind_it(format: Format) -> None:
     feed = Feed(START.generation_id)
     feed.extend(number([encode_start(START)], after=None, now_ms=STARTED_MS))
-    reset = face.notice("reset", {"reason": "unknown_event_id", "asked": "1-1"})
+    reset = format.notice("reset", {"reason": "unknown_event_id", "asked": "1-1"})
     delivery = Delivery(
-        channel=Channel(face, chunked=False),
+        encoding=Encoding(format, chunked=False),
         head=b"head",
         preface=reset,
         start=0,
@@ -107,7 +107,7 @@ async def test_reset_has_no_id_and_is_written_together_with_the_block_behind_it(
         deadline_s=1.0,
     )
     connection = Connection()
-    Subscriber(feed, delivery, Counters(), lambda _: None).take_over(Lent(connection, None), delivery)
-    live = face.notice("live", {"last_event_id": f"{STARTED_MS}-0"}, f"{STARTED_MS}-0")
-    assert connection.writes == [b"head", reset + face.encode(feed.recording, 0, 1), live]
+    Subscriber(feed, delivery, Counters(), lambda _: None).take_over(Handover(connection, None), delivery)
+    live = format.notice("live", {"last_event_id": f"{STARTED_MS}-0"}, f"{STARTED_MS}-0")
+    assert connection.writes == [b"head", reset + format.encode(feed.recording, 0, 1), live]
     assert b"id" not in reset.replace(b"event_id", b"")

@@ -21,7 +21,7 @@ from replay.wire.events import SSE, Recording, event_data
 from replay.wire.failures import upstream_error
 from replay.wire.folding import fold
 from replay.wire.openai import chunk_of, template_of, visible_text
-from replay.wire.openai_faces import CHUNKS
+from replay.wire.openai_formats import CHUNKS
 from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder, Message
 
@@ -279,8 +279,8 @@ def test_deep_chunk_is_refused_or_can_be_shown_wherever_that_is_called(depth):
     except UpstreamInvalid:
         return
     log = log_of([entry])
-    for face in (SSE, CHUNKS):
-        assert _deeper(60, lambda face=face: face.encode(Recording(log), 0, len(log)))
+    for format in (SSE, CHUNKS):
+        assert _deeper(60, lambda format=format: format.encode(Recording(log), 0, len(log)))
 
 
 @pytest.mark.parametrize(

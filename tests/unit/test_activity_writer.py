@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from replay.errors import StoreUnavailable
-from replay.live import scribe
-from replay.live.scribe import Scribe
+from replay.live import activity_writer
+from replay.live.activity_writer import ActivityWriter
 from replay.model.event import Event, EventId
 from replay.store import Refused
 
@@ -49,8 +49,8 @@ class Log:
         if self.calls > 200:
             raise asyncio.CancelledError("it asks for ever")
 
-    def tell(self, count: int, *, ms: int, seq: int = 0) -> None:
-        """What other nodes have told."""
+    def add(self, count: int, *, ms: int, seq: int = 0) -> None:
+        """What other nodes have written."""
         self.events += [Event(EventId(ms, seq + number), b"l%d of others" % number) for number in range(count)]
 
 
@@ -60,15 +60,15 @@ def log() -> Log:
 
 
 @pytest.fixture
-async def told(log):
-    writer = Scribe(log)  # type: ignore[arg-type]
+async def write(log):
+    writer = ActivityWriter(log)  # type: ignore[arg-type]
     writer.start()
 
-    async def tell(entry: bytes, at_ms: int) -> bool:
+    async def write(entry: bytes, at_ms: int) -> bool:
         async with asyncio.timeout(5):
-            return await writer.tell(at_ms, entry, b"grave of " + entry)
+            return await writer.write(at_ms, entry, b"grave of " + entry)
 
-    yield tell
+    yield write
     await writer.stop()
 
 
@@ -84,57 +84,57 @@ LOST = {
 
 
 @pytest.mark.parametrize("name", LOST)
-async def test_a_log_that_was_lost_is_read_anew(log, told, monkeypatch, name):
-    # given a scribe whose clock was a day ahead when it told something
-    monkeypatch.setattr(scribe, "now_ms", lambda: NOW + DAY_MS)
+async def test_a_log_that_was_lost_is_read_anew(log, write, monkeypatch, name):
+    # given a writer whose clock was a day ahead when it wrote something
+    monkeypatch.setattr(activity_writer, "now_ms", lambda: NOW + DAY_MS)
     for number in range(4):
-        assert await told(b"lbefore %d" % number, NOW)
+        assert await write(b"lbefore %d" % number, NOW)
 
-    # when the log is lost in silence, and others have told something since
-    monkeypatch.setattr(scribe, "now_ms", lambda: NOW)
+    # when the log is lost in silence, and others have written something since
+    monkeypatch.setattr(activity_writer, "now_ms", lambda: NOW)
     log.events = []
     for count, ms in LOST[name]:
-        log.tell(count, ms=ms)
+        log.add(count, ms=ms)
     there = list(log.events)
 
-    # then what is told next stands behind that, once, after a few questions
+    # then what is written next stands behind that, once, after a few questions
     log.calls = 0
-    assert await told(b"lafter", NOW)
+    assert await write(b"lafter", NOW)
     assert [event.entry for event in log.events] == [*(event.entry for event in there), b"lafter"]
     assert [event.id.seq for event in log.events] == list(range(len(log.events)))
     assert log.calls < 10
 
 
-async def test_what_stands_already_is_not_told_again(log, told):
+async def test_what_stands_already_is_not_written_again(log, write):
     for _ in range(3):
-        assert await told(b"lonce", NOW)
+        assert await write(b"lonce", NOW)
     assert [event.entry for event in log.events] == [b"lonce"]
 
 
-async def test_what_others_have_told_is_not_told_again(log, told):
-    log.tell(5, ms=NOW)
-    assert await told(b"l3 of others", NOW)
-    assert await told(b"lnew", NOW)
+async def test_what_others_have_written_is_not_written_again(log, write):
+    log.add(5, ms=NOW)
+    assert await write(b"l3 of others", NOW)
+    assert await write(b"lnew", NOW)
     log.events += [Event(EventId(NOW + 1, 6), b"lrace")]
-    assert await told(b"lrace", NOW)
-    assert await told(b"llast", NOW)
+    assert await write(b"lrace", NOW)
+    assert await write(b"llast", NOW)
     assert [event.entry for event in log.events[5:]] == [b"lnew", b"lrace", b"llast"]
 
 
-async def test_what_was_deleted_is_left_out(log, told):
+async def test_what_was_deleted_is_left_out(log, write):
     log.events += [Event(EventId(NOW, 0), b"grave of lgone")]
-    assert await told(b"lgone", NOW)
+    assert await write(b"lgone", NOW)
     assert len(log.events) == 1
 
 
-async def test_what_happened_before_all_that_is_known_is_looked_for(log, told):
+async def test_what_happened_before_all_that_is_known_is_looked_for(log, write):
     log.events += [Event(EventId(NOW - 10, 0), b"lold"), Event(EventId(NOW, 1), b"lnew")]
-    assert await told(b"lnew", NOW)
-    assert await told(b"lold", NOW - 10)
+    assert await write(b"lnew", NOW)
+    assert await write(b"lold", NOW - 10)
     assert len(log.events) == 2
 
 
-async def test_a_store_that_is_away_is_waited_for(log, told, monkeypatch):
+async def test_a_store_that_is_away_is_waited_for(log, write, monkeypatch):
     append, failures = log.append, iter([StoreUnavailable("away")] * 3)
 
     async def failing(*args, **options):
@@ -143,5 +143,5 @@ async def test_a_store_that_is_away_is_waited_for(log, told, monkeypatch):
         return await append(*args, **options)
 
     monkeypatch.setattr(log, "append", failing)
-    assert await told(b"lpatient", NOW)
+    assert await write(b"lpatient", NOW)
     assert [event.entry for event in log.events] == [b"lpatient"]

@@ -1,6 +1,6 @@
-"""The life of all generations, as events of one log: `created`, `first_token`, `ended`.
+"""The activity of all generations, as events of one log: `created`, `first_token`, `ended`.
 
-An entry is `l`, the event's name, a space, and its data as JSON. One without a name is shown to nobody.
+An entry is its kind, the event's name, a space, and its data as JSON. One without a name is shown to nobody.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from replay.model.event import Event
+from replay.model.event import Entry, Event
 from replay.model.generation import End, Start
 from replay.wire import json, sse
-from replay.wire.events import NDJSON, SSE, Face, Recording
+from replay.wire.events import NDJSON, SSE, Format, Recording
 
 
 def created(start: Start, created_ms: int) -> bytes:
@@ -47,7 +47,7 @@ def ended(start: Start, created_ms: int, at_ms: int, end: End) -> bytes:
 def deleted(start: Start) -> bytes:
     """The entry of a generation that was deleted, which does not name it."""
     run = f"{start.generation_id} {start.run}"
-    return b"l %b" % hashlib.sha256(run.encode()).hexdigest()[:32].encode()
+    return b"%b %b" % (Entry.ACTIVITY, hashlib.sha256(run.encode()).hexdigest()[:32].encode())
 
 
 def mark_of(generation_id: str) -> bytes:
@@ -62,7 +62,7 @@ def generation_of(entry: bytes) -> str | None:
 
 
 def _entry(name: str, start: Start, created_ms: int, at_ms: int, *, status: str, **further: Any) -> bytes:
-    told = {
+    entry = {
         "type": name,
         "generation_id": start.generation_id,
         "status": status,
@@ -70,7 +70,7 @@ def _entry(name: str, start: Start, created_ms: int, at_ms: int, *, status: str,
         "created": created_ms / 1000,
         "timestamp": at_ms / 1000,
     }
-    return b"l%b %b" % (name.encode(), json.dumps(told | further))
+    return b"%b%b %b" % (Entry.ACTIVITY, name.encode(), json.dumps(entry | further))
 
 
 def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
@@ -90,7 +90,7 @@ def _shown(recording: Recording, start: int, stop: int) -> Iterator[tuple[Event,
             yield event, name, data
 
 
-FEED = replace(SSE, encode=_as_sse)
-FEED_LINES: Face = replace(NDJSON, encode=_as_lines)
-# Its readers are also told how far the live ones have come.
-FEED_WITH_PROGRESS = replace(SSE, encode=_as_sse)
+ACTIVITY_EVENTS = replace(SSE, encode=_as_sse)
+ACTIVITY_LINES: Format = replace(NDJSON, encode=_as_lines)
+# Its readers also learn how far the live ones have come.
+ACTIVITY_WITH_PROGRESS = replace(SSE, encode=_as_sse)

@@ -30,7 +30,7 @@ from replay.model.log import Log
 from replay.wire.events import (
     NDJSON,
     SSE,
-    Face,
+    Format,
     Recording,
     decode_end,
     decode_start,
@@ -39,15 +39,15 @@ from replay.wire.events import (
     event_objects,
 )
 from replay.wire.openai import chunk_of
-from replay.wire.openai_faces import CHUNKS
+from replay.wire.openai_formats import CHUNKS
 
 _BLOCK = re.compile(rb"event: (start|token|delta|end)\ndata: ([^\n\r\0]+)\nid: (\d+-\d+)\n\n")
 _CHUNK_BLOCK = re.compile(rb"data: ([^\n\r\0]+)\nid: (\d+-\d+)\n\n")
 _LINE = re.compile(rb"([^\n\r\0]+)\n")
 
 
-def encoded(face: Face, log: Log, start: int = 0, stop: int | None = None) -> bytes:
-    return face.encode(Recording(log), start, len(log) if stop is None else stop)
+def encoded(format: Format, log: Log, start: int = 0, stop: int | None = None) -> bytes:
+    return format.encode(Recording(log), start, len(log) if stop is None else stop)
 
 
 def matches(pattern: re.Pattern[bytes], body: bytes) -> list[Any]:
@@ -165,9 +165,9 @@ def test_notices_never_move_the_cursor_unless_they_name_an_event():
 
 def test_keep_alive_is_no_event_in_any_face():
     log = log_with(chat(content="x"))
-    for face in (SSE, CHUNKS):
-        assert face.keepalive == b":k\n"
-        assert messages(face.keepalive * 3 + encoded(face, log)) == messages(encoded(face, log))
+    for format in (SSE, CHUNKS):
+        assert format.keepalive == b":k\n"
+        assert messages(format.keepalive * 3 + encoded(format, log)) == messages(encoded(format, log))
     assert [json.loads(line) for line in (NDJSON.keepalive * 3 + encoded(NDJSON, log)).splitlines()] == objects(log)
 
 
@@ -210,8 +210,8 @@ def test_no_content_breaks_a_frame_wherever_it_stands(text, name):
     assert len(matches(_BLOCK, encoded(SSE, log))) == len(log)
     assert len(matches(_LINE, encoded(NDJSON, log))) == len(log)
     assert len(matches(_CHUNK_BLOCK, encoded(CHUNKS, log))) == len(log) - 1
-    for face in (SSE, NDJSON):
-        assert not re.search(rb"[\n\r\0]", face.notice("reset", {"asked": text, name: text}).rstrip(b"\n")[13:])
+    for format in (SSE, NDJSON):
+        assert not re.search(rb"[\n\r\0]", format.notice("reset", {"asked": text, name: text}).rstrip(b"\n")[13:])
 
 
 def _fields(start: Start) -> dict[str, Any]:
@@ -223,9 +223,9 @@ def _fields(start: Start) -> dict[str, Any]:
 def test_stretches_encoded_one_by_one_are_the_whole(stream, cuts):
     log = record(stream)
     bounds = sorted({0, len(log), *(min(cut, len(log)) for cut in cuts)})
-    for face in (SSE, NDJSON, CHUNKS):
-        stretches = [encoded(face, log, start, stop) for start, stop in pairwise(bounds)]
-        assert b"".join(stretches) == encoded(face, log)
+    for format in (SSE, NDJSON, CHUNKS):
+        stretches = [encoded(format, log, start, stop) for start, stop in pairwise(bounds)]
+        assert b"".join(stretches) == encoded(format, log)
 
 
 # What an event carries.

@@ -15,14 +15,14 @@ from replay.errors import InvalidEventId
 from replay.model.event import EventId, number
 from replay.model.generation import End, Start, Status
 from replay.model.log import Log
-from replay.wire.bundle import Cursor, Stand, encode, notice
 from replay.wire.events import SSE, Recording, encode_end, encode_start
+from replay.wire.multiplexing import Cursor, NoEvent, encode, notice
 
 LARGEST = 2**64 - 1
 
 _IDS = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=20)
 _EVENT_IDS = st.builds(EventId, st.integers(0, LARGEST), st.integers(0, LARGEST))
-_STANDS = st.sampled_from(Stand) | _EVENT_IDS
+_STANDS = st.sampled_from(NoEvent) | _EVENT_IDS
 _PLACES = st.dictionaries(_IDS, _STANDS, min_size=1, max_size=8)
 
 
@@ -30,7 +30,7 @@ def spelt(cursor: Cursor) -> str:
     return bytes(cursor).decode("ascii")
 
 
-def cursor_over(places: dict[str, EventId | Stand]) -> Cursor:
+def cursor_over(places: dict[str, EventId | NoEvent]) -> Cursor:
     return Cursor(list(places), list(places.values()))
 
 
@@ -40,7 +40,7 @@ def cursor_over(places: dict[str, EventId | Stand]) -> Cursor:
 @given(places=_PLACES)
 def test_cursor_is_read_as_it_was_written(places):
     cursor = Cursor.parse(spelt(cursor_over(places)), list(places))
-    assert cursor.stands == list(places.values())
+    assert cursor.positions == list(places.values())
     assert spelt(cursor) == spelt(cursor_over(places))
 
 
@@ -48,11 +48,11 @@ def test_cursor_is_read_as_it_was_written(places):
 def test_moved_cursor_is_the_cursor_of_where_it_was_moved_to(places, moves):
     ids = list(places)
     cursor = Cursor(ids)
-    stands: list[EventId | Stand] = [Stand.BEFORE] * len(ids)
-    for place, stand in moves:
-        stands[place % len(ids)] = stand
-        cursor.move(place % len(ids), stand)
-    assert Cursor.parse(spelt(cursor), ids).stands == stands
+    positions: list[EventId | NoEvent] = [NoEvent.BEFORE] * len(ids)
+    for place, position in moves:
+        positions[place % len(ids)] = position
+        cursor.move(place % len(ids), position)
+    assert Cursor.parse(spelt(cursor), ids).positions == positions
 
 
 @given(places=_PLACES)
@@ -138,9 +138,9 @@ def test_no_text_is_read_as_something_that_cannot_be_written(text):
         cursor = Cursor.parse(text, ["a", "b"])
     except InvalidEventId:
         return
-    assert len(cursor.stands) == 2
-    assert all(isinstance(stand, Stand) or max(stand) <= LARGEST for stand in cursor.stands)
-    assert Cursor.parse(spelt(cursor), ["a", "b"]).stands == cursor.stands
+    assert len(cursor.positions) == 2
+    assert all(isinstance(position, NoEvent) or max(position) <= LARGEST for position in cursor.positions)
+    assert Cursor.parse(spelt(cursor), ["a", "b"]).positions == cursor.positions
 
 
 # The events.
@@ -164,9 +164,9 @@ def test_every_event_is_the_generations_own_and_its_id_is_where_every_reader_sta
     recordings = [log_of(f"g{place}", said) for place, said in enumerate(words)]
     ids = [f"g{place}" for place in range(len(words))]
     cursor, body = Cursor(ids), b""
-    stands: list[EventId | Stand] = [Stand.BEFORE] * len(ids)
+    positions: list[EventId | NoEvent] = [NoEvent.BEFORE] * len(ids)
     left = dict.fromkeys(range(len(ids)), 0)
-    expected: list[tuple[Message, list[EventId | Stand]]] = []
+    expected: list[tuple[Message, list[EventId | NoEvent]]] = []
     while left:
         place = data.draw(st.sampled_from(sorted(left)))
         recording, start = recordings[place], left[place]
@@ -180,8 +180,8 @@ def test_every_event_is_the_generations_own_and_its_id_is_where_every_reader_sta
         for message, event in zip(
             messages(SSE.encode(recording, start, stop)), recording.log.events(start, stop), strict=True
         ):
-            stands[place] = event.id
-            expected.append((message, list(stands)))
+            positions[place] = event.id
+            expected.append((message, list(positions)))
         left[place] = stop
         if stop == len(recording.log):
             del left[place]
@@ -195,7 +195,7 @@ def test_every_event_is_the_generations_own_and_its_id_is_where_every_reader_sta
         assert id in ids
         data_alone.pop("generation_id", None)  # a start has it anyway
         assert data_ == data_alone
-        assert Cursor.parse(message.last_event_id, ids).stands == standing
+        assert Cursor.parse(message.last_event_id, ids).positions == standing
     assert b"\r" not in body
 
 

@@ -1,4 +1,4 @@
-"""What a node does besides serving: its lease, its census, and the things it looks at from time to time."""
+"""What a node does besides serving: its lease, who follows what here, and the things it looks at from time to time."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Awaitable, Callable
 
 from replay.config import Settings
 from replay.errors import StoreUnavailable
-from replay.live.chronicle import Chronicle
+from replay.live.activity import Activity
 from replay.live.hub import Hub
 from replay.live.orphans import Orphans
 from replay.live.producers import Producers
 from replay.live.progress import Progress
 from replay.store import EventStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0  # after Valkey did not answer
-_CENSUS_S = 0.5  # how late the other nodes may know who watches here
+_SUBSCRIBERS_S = 0.5  # how late the other nodes may know who follows what here
 
 
-class Node:
+class PeriodicWork:
     """Runs the periodic work, each part in a task of its own that survives Valkey's absence."""
 
     def __init__(
         self,
         store: EventStore,
         hub: Hub,
-        chronicle: Chronicle,
+        activity: Activity,
         producers: Producers,
         orphans: Orphans,
         settings: Settings,
@@ -39,12 +39,12 @@ class Node:
         self.name = name
         self._store = store
         self._hub = hub
-        self._chronicle = chronicle
-        self._progress = Progress(store, hub, producers, chronicle, node=name)
+        self._activity = activity
+        self._progress = Progress(store, hub, producers, activity, node=name)
         self._producers = producers
         self._orphans = orphans
         self._settings = settings
-        self._told: dict[str, int] = {}  # readers by generation, as the other nodes know them
+        self._reported: dict[str, int] = {}  # subscribers by generation, as the other nodes know them
         self._restore = False  # the lists may have been lost
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -62,12 +62,12 @@ class Node:
         lease = self._settings.lease_s
         self._tasks = [
             asyncio.create_task(_every(lease / 3, self._renew)),
-            asyncio.create_task(_every(_CENSUS_S, self._take_census)),
-            asyncio.create_task(_every(_CENSUS_S, self._producers.abandon)),
+            asyncio.create_task(_every(_SUBSCRIBERS_S, self._report_subscribers)),
+            asyncio.create_task(_every(_SUBSCRIBERS_S, self._producers.abandon)),
             asyncio.create_task(_every(lease / 10, self._orphans.sweep)),
             asyncio.create_task(_every(min(1.0, lease / 10), self._hub.look)),
-            asyncio.create_task(_every(1.0, self._chronicle.look)),
-            asyncio.create_task(_every(1.0, self._progress.tell)),
+            asyncio.create_task(_every(1.0, self._activity.look)),
+            asyncio.create_task(_every(1.0, self._progress.publish)),
             asyncio.create_task(_every(1.0, self._producers.look)),
             asyncio.create_task(_every(0.25, self._producers.renew)),
             asyncio.create_task(_every(min(0.5, self._settings.keepalive_s / 4), self._tick)),
@@ -77,30 +77,30 @@ class Node:
         lease = await self._store.renew_lease(self.name, self._lease_ms)
         if not lease.stood:
             self._orphans.note_lost_leases()
-        if not lease.watching_stood:
-            self._told = {}  # what was said of the readers here has run out
+        if not lease.subscribers_stood:
+            self._reported = {}  # what was said of the subscribers here has run out
 
-    async def _take_census(self) -> None:
+    async def _report_subscribers(self) -> None:
         if self._restore:
             await self._renew()
             await self._producers.relist()
             self._restore = False
         counts = {feed.generation_id: count for feed in self._hub if (count := feed.subscribers)}
-        changes = {name: count for name, count in counts.items() if self._told.get(name) != count}
-        changes |= dict.fromkeys(self._told.keys() - counts.keys(), 0)
+        changes = {name: count for name, count in counts.items() if self._reported.get(name) != count}
+        changes |= dict.fromkeys(self._reported.keys() - counts.keys(), 0)
         if changes:
-            await self._store.watch(self.name, changes, self._lease_ms)
-        self._told = counts
+            await self._store.report_subscribers(self.name, changes, self._lease_ms)
+        self._reported = counts
 
     async def _tick(self) -> None:
         """What needs no Valkey."""
         self._hub.keep_alive(self._settings.keepalive_s)
-        self._chronicle.keep_alive(self._settings.keepalive_s)
+        self._activity.keep_alive(self._settings.keepalive_s)
         self._hub.tidy()
 
     def _reconnected(self) -> None:
         """Valkey was away: it may have lost whatever was not yet on disk, and leases have run out."""
-        self._told = {}
+        self._reported = {}
         self._restore = True
         self._producers.check()
 
@@ -112,7 +112,7 @@ class Node:
         try:
             await self._store.end_lease(self.name)
         except StoreUnavailable as error:
-            log.info("lease not given up", extra={"reason": error.in_full})
+            logger.info("lease not given up", extra={"reason": error.in_full})
 
 
 async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
@@ -122,8 +122,8 @@ async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         try:
             await action()
         except StoreUnavailable as error:
-            log.debug("postponed", extra={"action": action.__qualname__, "reason": error.in_full})
+            logger.debug("postponed", extra={"action": action.__qualname__, "reason": error.in_full})
             pause = min(seconds, _RETRY_S)
         except Exception:
-            log.exception("periodic work failed", extra={"action": action.__qualname__})
+            logger.exception("periodic work failed", extra={"action": action.__qualname__})
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))

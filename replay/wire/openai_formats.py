@@ -17,7 +17,7 @@ from replay.model.event import FILLED, PIECES, Entry, EventId, Kind
 from replay.model.generation import End, Status
 from replay.wire import json, sse
 from replay.wire.chat import numbered
-from replay.wire.events import Face, Recording, decode_end, no_notice
+from replay.wire.events import Format, Recording, decode_end, no_notice
 from replay.wire.forms import text_of
 from replay.wire.openai import Shape, further_fields, visible_text, whole_chunk, with_id
 
@@ -118,12 +118,12 @@ def error_object(end: End) -> dict[str, Any]:
     }
 
 
-def _completions(*, usage: bool) -> Face:
+def _completions(*, usage: bool) -> Format:
     encode = partial(_without_ids, usage=usage)
-    return Face(_STREAM, encode, no_notice, sse.KEEPALIVE, retry=False, cut_unless_completed=True)
+    return Format(_STREAM, encode, no_notice, sse.KEEPALIVE, retry=False, cut_unless_completed=True)
 
 
-CHUNKS = Face(_STREAM, _with_ids, no_notice, sse.KEEPALIVE, retry=True)
+CHUNKS = Format(_STREAM, _with_ids, no_notice, sse.KEEPALIVE, retry=True)
 COMPLETIONS = _completions(usage=True)
 COMPLETIONS_BARE = _completions(usage=False)
-TOKENS = Face(_STREAM, _as_tokens, no_notice, sse.KEEPALIVE, retry=True)
+TOKENS = Format(_STREAM, _as_tokens, no_notice, sse.KEEPALIVE, retry=True)

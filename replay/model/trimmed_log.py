@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from replay.model.event import Event, EventId
+from replay.model.event import Entry, Event, EventId
 from replay.model.log import Hole, Log
 
-ERASED = b"l"  # the entry of an event that is not to be known any more
+ERASED = Entry.ACTIVITY  # the entry of an event that is not to be known any more
 
 
-class Tail(Log):
+class TrimmedLog(Log):
     """A log of which only the last ``keep`` events, or up to twice as many, are here; it never ends.
 
     Its length is that of the whole log, so that places and `seq` are the same here too.

@@ -22,7 +22,7 @@ _CURSOR = re.compile(r"([0-9a-f]{16}):([-x,.0-9a-f]+)")
 _PLACE = re.compile(r"([0-9a-f]{1,16})\.([0-9a-f]{1,16})")
 
 
-class Stand(Enum):
+class NoEvent(Enum):
     """Where a reader stands who has no event of a generation."""
 
     BEFORE = b"-"
@@ -32,27 +32,27 @@ class Stand(Enum):
 class Cursor:
     """Where a reader stands in each of several generations."""
 
-    __slots__ = ("_names", "_places", "stands")
+    __slots__ = ("_names", "_places", "positions")
 
-    def __init__(self, generation_ids: Sequence[str], stands: Sequence[EventId | Stand] | None = None) -> None:
-        self.stands = list(stands or [Stand.BEFORE] * len(generation_ids))
+    def __init__(self, generation_ids: Sequence[str], positions: Sequence[EventId | NoEvent] | None = None) -> None:
+        self.positions = list(positions or [NoEvent.BEFORE] * len(generation_ids))
         self._names = _names_of(generation_ids)
-        self._places = [_place_of(stand) for stand in self.stands]
+        self._places = [_place_of(position) for position in self.positions]
 
     @classmethod
     def parse(cls, text: str, generation_ids: Sequence[str]) -> Cursor:
         """Read a cursor over these generations; raises InvalidEventId for anything else."""
         match = _CURSOR.fullmatch(text)
-        stands = [_stand_of(place) for place in match[2].split(",")] if match is not None else []
-        known = [stand for stand in stands if stand is not None]
+        positions = [_position_of(place) for place in match[2].split(",")] if match is not None else []
+        known = [position for position in positions if position is not None]
         named = match is not None and match[1].encode() == _names_of(generation_ids)
-        if not named or len(known) != len(stands) or len(stands) != len(generation_ids):
+        if not named or len(known) != len(positions) or len(positions) != len(generation_ids):
             raise InvalidEventId(f"cursor {text[:100]!r}: expected an event's id over these generations, in this order")
         return cls(generation_ids, known)
 
-    def move(self, place: int, stand: EventId | Stand) -> None:
+    def move(self, place: int, position: EventId | NoEvent) -> None:
         """One generation's reader has come further."""
-        self._places[place] = _place_of(stand)
+        self._places[place] = _place_of(position)
 
     def __bytes__(self) -> bytes:
         return self._names + b":" + b",".join(self._places)
@@ -62,13 +62,13 @@ def _names_of(generation_ids: Sequence[str]) -> bytes:
     return hashlib.sha256(",".join(generation_ids).encode()).hexdigest()[:16].encode()
 
 
-def _place_of(stand: EventId | Stand) -> bytes:
-    return b"%x.%x" % stand if isinstance(stand, EventId) else stand.value
+def _place_of(position: EventId | NoEvent) -> bytes:
+    return b"%x.%x" % position if isinstance(position, EventId) else position.value
 
 
-def _stand_of(place: str) -> EventId | Stand | None:
+def _position_of(place: str) -> EventId | NoEvent | None:
     if place in ("-", "x"):
-        return Stand(place.encode())
+        return NoEvent(place.encode())
     match = _PLACE.fullmatch(place)
     return None if match is None else EventId(int(match[1], 16), int(match[2], 16))
 

@@ -1,10 +1,10 @@
-"""Writes what has happened on this node into the log of all generations' lives, which every node writes.
+"""Writes what has happened on this node into the activity log, which every node writes.
 
-What is told is made of a generation's own log alone, so whoever tells the same tells the same bytes. A scribe knows
-what the log has since the oldest thing that it ever had to tell happened, leaves out what stands there already, and
+An entry is made of a generation's own log alone, so whoever reports the same writes the same bytes. A writer knows what
+the log has since the oldest thing that it ever had to write happened, leaves out what stands there already, and
 appends the rest exactly behind the last event it knows; when another node was faster it reads on. So anything may be
-told any number of times, by any number of nodes, also after an answer was lost, and stands there once. A deletion is
-told too, without a name, and what is found to be deleted is left out as well.
+reported any number of times, by any number of nodes, also after an answer was lost, and stands there once. A deletion
+is an entry too, without a name, and what is found to be deleted is left out as well.
 
 Each event is read once, whatever the clocks say: a node whose clock is ahead gives all events after its own a time that
 is ahead, too, and "since" is then nearly everything.
@@ -20,9 +20,9 @@ from typing import NamedTuple
 from replay.errors import StoreUnavailable
 from replay.live.feed import now_ms
 from replay.model.event import Event, EventId, number
-from replay.store import CHRONICLE, EventStore
+from replay.store import ACTIVITY_LOG, EventStore
 
-KEPT = 10_000  # events; a reader that has missed more is told so, and begins anew
+KEPT = 10_000  # events; a reader that has missed more gets a `reset`, and begins anew
 _TTL_MS = 31 * 86_400_000  # since the last event
 _BATCH = 500
 _PAGE = 1000
@@ -31,17 +31,17 @@ _PAUSE_S = 0.25
 _MOST_WAITING = 100_000  # protects from a Valkey that takes everything but this
 
 
-class News(NamedTuple):
-    """Something to be told."""
+class Report(NamedTuple):
+    """An entry to be written."""
 
     at_ms: int  # when it happened
     entry: bytes
     grave: bytes  # the entry that says that the generation was deleted
-    stands: asyncio.Future[bool]  # whether it was told, or would have been if the generation were not deleted
+    written: asyncio.Future[bool]  # whether it stands, or would if the generation were not deleted
 
 
 class _Known:
-    """What stands in the log behind a place, as digests."""
+    """What stands in the log behind a time, as digests."""
 
     def __init__(self, since: EventId) -> None:
         self.since = since
@@ -67,28 +67,28 @@ def _digest(entry: bytes) -> bytes:
     return hashlib.blake2b(entry, digest_size=16).digest()
 
 
-class Scribe:
+class ActivityWriter:
     """This node's writer."""
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
-        self._waiting: dict[bytes, News] = {}  # by entry: what is told twice waits once
+        self._waiting: dict[bytes, Report] = {}  # by entry: what is reported twice waits once
         self._work = asyncio.Event()
-        self._known: _Known | None = None  # what the log has; None before anything is told, and where it was lost
+        self._known: _Known | None = None  # what the log has; None before anything was written, and where it was lost
         self._before: EventId | None = None  # where it ended when Valkey was away
         self._trim_due = True
         self._writing: asyncio.Task[None] | None = None
 
-    def tell(self, at_ms: int, entry: bytes, grave: bytes) -> asyncio.Future[bool]:
-        """Have something written behind everything that was told before; see `News.stands`."""
-        news = self._waiting.get(entry)
-        if news is None:
-            news = News(at_ms, entry, grave, asyncio.get_running_loop().create_future())
+    def write(self, at_ms: int, entry: bytes, grave: bytes) -> asyncio.Future[bool]:
+        """Have an entry written behind everything that was reported before; the future is its `Report.written`."""
+        report = self._waiting.get(entry)
+        if report is None:
+            report = Report(at_ms, entry, grave, asyncio.get_running_loop().create_future())
             if len(self._waiting) >= _MOST_WAITING:
-                self._settle(next(iter(self._waiting.values())), stands=False)
-            self._waiting[entry] = news
+                self._settle(next(iter(self._waiting.values())), written=False)
+            self._waiting[entry] = report
             self._work.set()
-        return news.stands
+        return report.written
 
     def start(self) -> None:
         """Begin to write."""
@@ -100,7 +100,7 @@ class Scribe:
         if self._writing is None:
             return
         if self._waiting:
-            await asyncio.wait([news.stands for news in self._waiting.values()], timeout=_PAUSE_S)
+            await asyncio.wait([report.written for report in self._waiting.values()], timeout=_PAUSE_S)
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
 
@@ -114,7 +114,7 @@ class Scribe:
         if before is None:
             return False
         behind = EventId(before.ms, before.seq - 1) if before.seq else None
-        there = await self._store.read(CHRONICLE, after=behind, limit=1)
+        there = await self._store.read(ACTIVITY_LOG, after=behind, limit=1)
         self._before = None
         if there and there[0].id == before:
             return False
@@ -132,15 +132,15 @@ class Scribe:
                     await self._store.wait_up(_PAUSE_S)
                     await asyncio.sleep(_PAUSE_S / 10)  # it may answer, and refuse
 
-    async def _append(self, batch: list[News]) -> None:
-        since = EventId(min(news.at_ms for news in batch) - 1, 0)
+    async def _append(self, batch: list[Report]) -> None:
+        since = EventId(min(report.at_ms for report in batch) - 1, 0)
         while True:
             known = await self._know(since)
-            fresh = [news.entry for news in batch if not (known.has(news.entry) or known.has(news.grave))]
-            # An event never stands before what it tells happened, however wrong this node's clock is.
-            events = number(fresh, after=known.last, now_ms=max(now_ms(), *(news.at_ms for news in batch)))
+            fresh = [report.entry for report in batch if not (known.has(report.entry) or known.has(report.grave))]
+            # An event never stands before what it reports happened, however wrong this node's clock is.
+            events = number(fresh, after=known.last, now_ms=max(now_ms(), *(report.at_ms for report in batch)))
             # Nothing to append is a question, too: whether the log still is what is known of it.
-            refused = await self._store.append(CHRONICLE, events, after=known.last, ttl_ms=_TTL_MS)
+            refused = await self._store.append(ACTIVITY_LOG, events, after=known.last, ttl_ms=_TTL_MS)
             if refused is None:
                 break
             await self._catch_up(known, refused.last)
@@ -148,14 +148,14 @@ class Scribe:
         known.add(events)
         if events:
             self._trim_due |= before is None or events[-1].id.seq // _TRIM_EVERY > before.seq // _TRIM_EVERY
-        for news in batch:
-            self._settle(news, stands=True)
+        for report in batch:
+            self._settle(report, written=True)
         if self._trim_due:
-            await self._store.trim(CHRONICLE, KEPT)
+            await self._store.trim(ACTIVITY_LOG, KEPT)
             self._trim_due = False
 
     async def _know(self, since: EventId) -> _Known:
-        """What the log has behind a place, and behind all places that were asked for before."""
+        """What the log has since a time, and since all that it was asked for before."""
         known = self._known
         if known is None:
             known = self._known = _Known(since)
@@ -176,13 +176,13 @@ class Scribe:
 
     async def _read(self, known: _Known, after: EventId, *, until: EventId | None = None) -> None:
         while True:
-            events = await self._store.read(CHRONICLE, after=after, limit=_PAGE)
+            events = await self._store.read(ACTIVITY_LOG, after=after, limit=_PAGE)
             known.add(events)
             if len(events) < _PAGE or (until is not None and events[-1].id >= until):
                 return
             after = events[-1].id
 
-    def _settle(self, news: News, *, stands: bool) -> None:
-        self._waiting.pop(news.entry, None)
-        if not news.stands.done():
-            news.stands.set_result(stands)
+    def _settle(self, report: Report, *, written: bool) -> None:
+        self._waiting.pop(report.entry, None)
+        if not report.written.done():
+            report.written.set_result(written)

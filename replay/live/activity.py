@@ -1,7 +1,7 @@
-"""The life of all generations: a log that every node writes and anybody may follow.
+"""The activity of all generations: a log of what becomes of them, which every node writes and anybody may follow.
 
-It is a log like a generation's, with as many writers as there are nodes (`scribe.py`); it loses its beginning, and
-never ends. It is told after the fact: what a generation's own log says counts.
+It is a log like a generation's, with as many writers as there are nodes (`activity_writer.py`); it loses its beginning,
+and never ends. It is written after the fact: what a generation's own log says counts. Its URL is `/feed`.
 """
 
 from __future__ import annotations
@@ -10,92 +10,92 @@ import asyncio
 from typing import Any
 
 from replay.errors import StoreUnavailable
+from replay.live.activity_writer import KEPT, ActivityWriter
 from replay.live.feed import Feed, now_ms
 from replay.live.follower import Follower
-from replay.live.scribe import KEPT, Scribe
 from replay.model.event import EventId
 from replay.model.generation import End, Start
-from replay.model.tail import Tail
-from replay.store import CHRONICLE, EventStore
-from replay.wire import feed as wire
-from replay.wire.events import Face
+from replay.model.trimmed_log import TrimmedLog
+from replay.store import ACTIVITY_LOG, EventStore
+from replay.wire import activity as wire
+from replay.wire.events import Format
 
-_TOLD_S = 2.0
+_WRITTEN_S = 2.0
 _PAGE = 1000
 
 
-class Chronicle:
-    """This node's part in it: tells what happens here, and follows what happens anywhere, once somebody asks."""
+class Activity:
+    """This node's part in it: writes what happens here, and follows what happens anywhere, once somebody asks."""
 
     def __init__(self, store: EventStore, *, patience_s: float) -> None:
         self._store = store
         self._patience_s = patience_s
-        self._scribe = Scribe(store)
+        self._writer = ActivityWriter(store)
         self._follower: Follower | None = None
-        self._tail = Tail(KEPT)  # what the follower's feed has
+        self._log = TrimmedLog(KEPT)  # what the follower's feed has
         self._opening: asyncio.Task[None] | None = None
         self._missed = False  # deletions may not have been heard, or in vain
 
     def start(self) -> None:
-        """Begin to tell."""
+        """Begin to write."""
         self._store.on_missed.append(self._note_missed)
-        self._scribe.start()
+        self._writer.start()
 
-    # Telling.
+    # Writing.
 
     def created(self, start: Start, created_ms: int) -> None:
         """A generation was started."""
-        self._scribe.tell(created_ms, wire.created(start, created_ms), wire.deleted(start))
+        self._writer.write(created_ms, wire.created(start, created_ms), wire.deleted(start))
 
     def first_token(self, start: Start, created_ms: int, at_ms: int) -> None:
         """A generation has begun to speak."""
-        self._scribe.tell(at_ms, wire.first_token(start, created_ms, at_ms), wire.deleted(start))
+        self._writer.write(at_ms, wire.first_token(start, created_ms, at_ms), wire.deleted(start))
 
     async def ended(self, start: Start, created_ms: int, at_ms: int, end: End) -> bool:
-        """A generation has ended; returns when that is written, and all that was told before: whether it is."""
-        told = self._scribe.tell(at_ms, wire.ended(start, created_ms, at_ms, end), wire.deleted(start))
-        return await asyncio.shield(told)
+        """A generation has ended; returns when that is written, and all that came before it: whether it is."""
+        written = self._writer.write(at_ms, wire.ended(start, created_ms, at_ms, end), wire.deleted(start))
+        return await asyncio.shield(written)
 
     async def has_lost(self) -> bool:
-        """Whether Valkey has been away and has come back without something that was told; raises StoreUnavailable."""
-        return await self._scribe.has_lost()
+        """Whether Valkey has come back without something that was written; raises StoreUnavailable."""
+        return await self._writer.has_lost()
 
     async def oldest_ms(self) -> int:
-        """When the oldest event that is kept was told; 0 when nothing was forgotten yet."""
-        (ends,) = await self._store.ends([CHRONICLE])
-        return ends.first.id.ms if ends is not None and ends.first.id.seq else 0
+        """When the oldest event that is kept was written; 0 when nothing was forgotten yet."""
+        (bounds,) = await self._store.bounds([ACTIVITY_LOG])
+        return bounds.first.id.ms if bounds is not None and bounds.first.id.seq else 0
 
     async def take_out(self, start: Start, ended_ms: int) -> None:
         """Leave no trace of an ended generation that is being deleted; raises StoreUnavailable.
 
-        Whatever is told of it from now on, on whichever node, is not written.
+        Whatever is reported of it from now on, on whichever node, is not written.
         """
         grave = wire.deleted(start)
-        told = self._scribe.tell(max(now_ms(), ended_ms), grave, grave)
+        written = self._writer.write(max(now_ms(), ended_ms), grave, grave)
         try:
-            async with asyncio.timeout(_TOLD_S):
-                stands = await asyncio.shield(told)
+            async with asyncio.timeout(_WRITTEN_S):
+                stands = await asyncio.shield(written)
         except TimeoutError:
             stands = False
         if not stands:
-            raise StoreUnavailable("Valkey has not taken what was told of other generations yet")
+            raise StoreUnavailable("Valkey has not taken what became of other generations yet")
         await self.open()
-        await self._store.erase(CHRONICLE, self._tail.find(wire.mark_of(start.generation_id)))
+        await self._store.erase(ACTIVITY_LOG, self._log.find(wire.mark_of(start.generation_id)))
 
     def forget(self, generation_id: str) -> None:
         """A generation was deleted somewhere: do not keep what happened to it."""
         self._missed |= self._is_opening  # it may have been read a moment ago
         feed = self._follower.feed if self._follower is not None else None
-        if feed is not None and self._tail.erase(wire.mark_of(generation_id)):
+        if feed is not None and self._log.erase(wire.mark_of(generation_id)):
             feed.forget_segments()
-            for face in (wire.FEED, wire.FEED_WITH_PROGRESS, wire.FEED_LINES):
-                feed.tell(face, "deleted", {"generation_id": generation_id})
+            for format in (wire.ACTIVITY_EVENTS, wire.ACTIVITY_WITH_PROGRESS, wire.ACTIVITY_LINES):
+                feed.send_notice(format, "deleted", {"generation_id": generation_id})
 
     # Following.
 
     async def last_id(self) -> EventId | None:
         """The last event so far; None where there is none."""
-        last = await self._store.last(CHRONICLE)
+        last = await self._store.last(ACTIVITY_LOG)
         return None if last is None else last.id
 
     async def open(self) -> Feed:
@@ -117,27 +117,27 @@ class Chronicle:
     async def _open(self) -> None:
         if self._follower is not None:
             await self._follower.stop()
-        tail = Tail(KEPT)
-        follower = Follower(self._store, Feed(CHRONICLE, tail), patience_s=self._patience_s)
+        log = TrimmedLog(KEPT)
+        follower = Follower(self._store, Feed(ACTIVITY_LOG, log), patience_s=self._patience_s)
         try:
             await follower.listen()
             await follower.catch_up()
         except BaseException:
             await follower.stop()
             raise
-        self._follower, self._tail = follower, tail
+        self._follower, self._log = follower, log
 
     async def _bring_up_to_date(self) -> Feed:
         """Know what Valkey knows now, and no more than that."""
         assert self._follower is not None
-        follower, tail = self._follower, self._tail
-        (ends,) = await self._store.ends([CHRONICLE])
-        if ends is not None and ends.last.id.seq >= len(tail):
+        follower, log = self._follower, self._log
+        (bounds,) = await self._store.bounds([ACTIVITY_LOG])
+        if bounds is not None and bounds.last.id.seq >= len(log):
             await follower.catch_up()
-        elif ends is not None and not tail.holds(ends.last.id):
+        elif bounds is not None and not log.holds(bounds.last.id):
             follower.feed.invalidate()  # Valkey has lost it, and it has grown again
-        if ends is not None and not follower.feed.invalid:
-            tail.forget_before(ends.first.id.seq)
+        if bounds is not None and not follower.feed.invalid:
+            log.forget_before(bounds.first.id.seq)
             await self._make_up_for_missed()
         return follower.feed
 
@@ -148,13 +148,13 @@ class Chronicle:
         self._missed = False
         kept: list[EventId] = []
         try:
-            while events := await self._store.read(CHRONICLE, after=kept[-1] if kept else None, limit=_PAGE):
+            while events := await self._store.read(ACTIVITY_LOG, after=kept[-1] if kept else None, limit=_PAGE):
                 kept += [event.id for event in events]
         except StoreUnavailable:
             self._missed = True
             raise
         known = set(kept)
-        here = self._tail.events(kept[0].seq, kept[-1].seq) if kept else ()
+        here = self._log.events(kept[0].seq, kept[-1].seq) if kept else ()
         gone = {wire.generation_of(event.entry) for event in here if event.id not in known}
         for generation_id in gone:
             if generation_id is not None:
@@ -163,14 +163,14 @@ class Chronicle:
     def _note_missed(self) -> None:
         self._missed = True
 
-    def is_read_with(self, face: Face) -> bool:
-        """Whether anybody here follows it in that form."""
-        return self._follower is not None and self._follower.feed.is_read_with(face)
+    def has_subscribers(self, format: Format) -> bool:
+        """Whether anybody here follows it in that format."""
+        return self._follower is not None and self._follower.feed.has_subscribers(format)
 
-    def pass_on(self, face: Face, name: str, data: dict[str, Any]) -> None:
-        """Tell who follows it in that form something that is not in it."""
+    def pass_on(self, format: Format, name: str, data: dict[str, Any]) -> None:
+        """Send who follows it in that format something that is not in it."""
         if self._follower is not None:
-            self._follower.feed.tell(face, name, data)
+            self._follower.feed.send_notice(format, name, data)
 
     async def look(self) -> None:
         """The slow safety read."""
@@ -184,8 +184,8 @@ class Chronicle:
             self._follower.feed.keep_alive(asyncio.get_running_loop().time(), silence)
 
     async def stop(self) -> None:
-        """Tell what is left, and follow no more."""
-        await self._scribe.stop()
+        """Write what is left, and follow no more."""
+        await self._writer.stop()
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)

@@ -12,7 +12,7 @@ from aiohttp import web
 from replay.config import Settings
 from replay.errors import InvalidRequest
 from replay.http.bodies import SIZE, shown
-from replay.live.starter import Order
+from replay.live.starter import StartRequest
 from replay.model.generation import check_generation_id
 from replay.upstream import CREDENTIALS, Api
 from replay.wire import json
@@ -23,14 +23,14 @@ _KNOWN_BY = (*CREDENTIALS, "x-api-key", "Proxy-Authorization", "Cookie", "X-Forw
 _LONGEST_MODEL = 512  # every list carries it
 
 
-def read_order(request: web.Request, body: dict[str, Any], settings: Settings) -> Order:
-    """The order in a request's body and headers; raises InvalidRequest."""
+def read_start_request(request: web.Request, body: dict[str, Any], settings: Settings) -> StartRequest:
+    """What the body and the headers of a request ask to start; raises InvalidRequest."""
     options = body.pop("replay", None)
     body.pop("stream", None)  # upstream calls always stream
-    return order_of(request, chat_request(body), options, settings)
+    return start_request_of(request, chat_request(body), options, settings)
 
 
-def order_of(
+def start_request_of(
     request: web.Request,
     body: dict[str, Any],
     options: Any,
@@ -38,8 +38,8 @@ def order_of(
     *,
     api: Api | None = None,
     response: dict[str, Any] | None = None,
-) -> Order:
-    """The order to put ``body`` to the upstream, with the member `replay` of the request; raises InvalidRequest."""
+) -> StartRequest:
+    """The request to put ``body`` to the upstream, with the options of the member `replay`; raises InvalidRequest."""
     model = body.get("model")
     if model is not None and not (isinstance(model, str) and 0 < len(model) <= _LONGEST_MODEL):
         raise InvalidRequest(f"model: expected a name of at most {_LONGEST_MODEL} characters, got {shown(model)}")
@@ -56,7 +56,7 @@ def order_of(
     key, job = _key(request, "Idempotency-Key"), _key(request, "Replay-Job")
     if key is not None and job is not None:
         raise InvalidRequest("Idempotency-Key and Replay-Job: expected one of them")
-    return Order(
+    return StartRequest(
         request={key: value for key, value in body.items() if not (key == "model" and value is None)},
         api=api,
         credentials=credentials_of(request, settings),

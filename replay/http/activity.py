@@ -1,4 +1,4 @@
-"""The life of all generations, followed: what a dashboard shows."""
+"""The activity of all generations, followed: what a dashboard shows."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from replay.errors import InvalidRequest, StoreUnavailable
 from replay.http import negotiation
 from replay.http.events import event_id_of
 from replay.http.streaming import Streaming
-from replay.live.chronicle import Chronicle
+from replay.live.activity import Activity
 from replay.live.feed import Feed
 from replay.model.event import FROM_START, EventId
-from replay.wire.feed import FEED, FEED_LINES, FEED_WITH_PROGRESS
+from replay.wire.activity import ACTIVITY_EVENTS, ACTIVITY_LINES, ACTIVITY_WITH_PROGRESS
 
 _STREAM = "text/event-stream"
 _LINES = "application/x-ndjson"
 
 
-class LifeFeed:
+class ActivityEvents:
     """`GET /feed`."""
 
-    def __init__(self, chronicle: Chronicle, streaming: Streaming) -> None:
-        self._chronicle = chronicle
+    def __init__(self, activity: Activity, streaming: Streaming) -> None:
+        self._activity = activity
         self._streaming = streaming
 
     def routes(self) -> list[web.RouteDef]:
@@ -35,16 +35,16 @@ class LifeFeed:
         if progress not in ("0", "1"):
             raise InvalidRequest(f"progress={progress[:100]!r}: expected 0 or 1")
         lines = negotiation.accepted(request, (_STREAM, _LINES)) == _LINES
-        face = FEED_LINES if lines else FEED_WITH_PROGRESS if progress == "1" else FEED
+        format = ACTIVITY_LINES if lines else ACTIVITY_WITH_PROGRESS if progress == "1" else ACTIVITY_EVENTS
         try:
-            feed = await self._chronicle.open()
+            feed = await self._activity.open()
         except StoreUnavailable:
-            return await self._streaming.come_back(request, face)
+            return await self._streaming.come_back(request, format)
         if self._streaming.closed or feed.invalid:
-            return await self._streaming.come_back(request, face)
+            return await self._streaming.come_back(request, format)
         start, known = _place(feed, cursor)
-        reset = b"" if known else face.notice("reset", {"reason": "unknown_event_id", "asked": str(cursor)})
-        return self._streaming.stream(request, feed, face, start=start, preface=reset)
+        reset = b"" if known else format.notice("reset", {"reason": "unknown_event_id", "asked": str(cursor)})
+        return self._streaming.stream(request, feed, format, start=start, preface=reset)
 
 
 def _place(feed: Feed, cursor: EventId | str | None) -> tuple[int, bool]:

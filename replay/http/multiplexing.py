@@ -13,18 +13,18 @@ from replay.http import negotiation
 from replay.http.events import cursor_of, read_mode
 from replay.http.streaming import Streaming
 from replay.http.transcripts import transcript_of
-from replay.live.bundle import Origin
 from replay.live.feed import Feed
 from replay.live.hub import Hub
+from replay.live.multiplexing import TrackStart
 from replay.model.event import FROM_START, EventId
 from replay.model.generation import is_generation_id
-from replay.wire.bundle import Cursor, Stand, notice
 from replay.wire.events import SSE
+from replay.wire.multiplexing import Cursor, NoEvent, notice
 
 _MOST = 100  # generations on one connection; every event's id tells where each of them stands
 
 
-class Bundles:
+class MultiplexedEvents:
     """`GET /events`."""
 
     def __init__(self, hub: Hub, streaming: Streaming) -> None:
@@ -46,17 +46,17 @@ class Bundles:
             feeds = await asyncio.gather(*map(self._feed, generation_ids))
             if not any(feeds):
                 raise GenerationNotFound("none of these generations exists; they may have expired")
-            origins = [
-                await self._origin(place, generation_id, feed, cursor, snapshot=snapshot and given is None)
+            starts = [
+                await self._start(place, generation_id, feed, cursor, snapshot=snapshot and given is None)
                 for place, (generation_id, feed) in enumerate(zip(generation_ids, feeds, strict=True))
             ]
         except StoreUnavailable:
             return await self._streaming.come_back(request, SSE)
         if self._streaming.closed or any(feed is not None and feed.invalid for feed in feeds):
             return await self._streaming.come_back(request, SSE)
-        if not any(map(_goes_on, origins)):
+        if not any(map(_goes_on, starts)):
             return web.Response(status=204)
-        return self._streaming.bundle(request, origins, cursor)
+        return self._streaming.multiplexed(request, starts, cursor)
 
     async def _feed(self, generation_id: str) -> Feed | None:
         try:
@@ -64,27 +64,27 @@ class Bundles:
         except GenerationNotFound:
             return None
 
-    async def _origin(
+    async def _start(
         self, place: int, generation_id: str, feed: Feed | None, cursor: Cursor, *, snapshot: bool
-    ) -> Origin:
+    ) -> TrackStart:
         """Where this reader goes on; moves the cursor to there, or lets the snapshot do so."""
-        stand = cursor.stands[place]
+        position = cursor.positions[place]
         if feed is None:
-            cursor.move(place, Stand.GONE)
-            return Origin(
-                None, first=None if stand is Stand.GONE else partial(notice, "expired", generation_id, cursor)
+            cursor.move(place, NoEvent.GONE)
+            return TrackStart(
+                None, first=None if position is NoEvent.GONE else partial(notice, "expired", generation_id, cursor)
             )
-        if isinstance(stand, EventId) and await self._hub.find(feed, stand):
-            return Origin(feed, stand.seq + 1)
-        if isinstance(stand, EventId):
-            cursor.move(place, Stand.BEFORE)
-            told: dict[str, Any] = {"reason": "unknown_event_id", "asked": str(stand)}
-            return Origin(feed, 0, partial(notice, "reset", generation_id, **told))
+        if isinstance(position, EventId) and await self._hub.find(feed, position):
+            return TrackStart(feed, position.seq + 1)
+        if isinstance(position, EventId):
+            cursor.move(place, NoEvent.BEFORE)
+            told: dict[str, Any] = {"reason": "unknown_event_id", "asked": str(position)}
+            return TrackStart(feed, 0, partial(notice, "reset", generation_id, **told))
         if not snapshot:
-            return Origin(feed, 0)
+            return TrackStart(feed, 0)
         log = feed.log
         stop = len(log) - 1 if log.complete else len(log)
-        return Origin(feed, stop, snapshot=partial(_snapshot, place, feed, stop, cursor))
+        return TrackStart(feed, stop, snapshot=partial(_snapshot, place, feed, stop, cursor))
 
 
 def _snapshot(place: int, feed: Feed, stop: int, cursor: Cursor) -> bytes:
@@ -99,5 +99,5 @@ def _generation_ids(request: web.Request) -> list[str]:
     return generation_ids
 
 
-def _goes_on(origin: Origin) -> bool:
-    return origin.feed is not None and not (origin.feed.log.complete and origin.start >= len(origin.feed.log))
+def _goes_on(start: TrackStart) -> bool:
+    return start.feed is not None and not (start.feed.log.complete and start.start >= len(start.feed.log))

@@ -19,7 +19,7 @@ _INPUT = {"function": "arguments", "custom": "input"}  # where a call of a kind 
 _MARK = re.compile(r'\\(?:.|\Z)|["{}\[\]]', re.DOTALL)  # what tells where a JSON text ends
 
 
-class CallReader:
+class ToolCallReader:
     """Reads the fragments of one message's calls, in their order."""
 
     __slots__ = ("_count", "_known", "_latest")

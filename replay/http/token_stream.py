@@ -17,15 +17,15 @@ from aiohttp import web
 from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
 from replay.http.events import cursor_of
 from replay.http.negotiation import generation_id_in
-from replay.http.openai import Calls, link_headers, said_nothing
-from replay.http.orders import chat_request, order_of
+from replay.http.openai import OpenAIService, link_headers, said_nothing
 from replay.http.origins import Origins
+from replay.http.start_requests import chat_request, start_request_of
 from replay.live.feed import Feed
 from replay.live.starter import Started
 from replay.model.event import EventId
 from replay.upstream import Api
 from replay.wire.events import SSE
-from replay.wire.openai_faces import TOKENS
+from replay.wire.openai_formats import TOKENS
 
 
 def _finite(text: str) -> float:
@@ -46,11 +46,11 @@ _PARAMETERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-class Tokens:
+class TokenStream:
     """`GET` and `POST /v1/completions/stream`."""
 
-    def __init__(self, calls: Calls, origins: Origins) -> None:
-        self._calls = calls
+    def __init__(self, service: OpenAIService, origins: Origins) -> None:
+        self._service = service
         self._origins = origins
 
     def routes(self) -> list[web.RouteDef]:
@@ -74,55 +74,55 @@ class Tokens:
         return await self._show(request, await self._start_asked(request))
 
     async def _start_asked(self, request: web.Request) -> Started:
-        async with self._calls.bodies.read_object(request) as body:
+        async with self._service.bodies.read_object(request) as body:
             options = body.pop("replay", None)
             body.pop("stream", None)
             return await self._start(request, body, options)
 
     async def _start(self, request: web.Request, body: dict[str, Any], options: Any) -> Started:
-        calls = self._calls
+        service = self._service
         if not isinstance(body.get("prompt"), str):
             raise InvalidRequest("prompt: expected a string")
-        order = order_of(request, chat_request(body), options, calls.settings, api=Api.CHAT)
-        return await calls.starter.start(order)
+        start_request = start_request_of(request, chat_request(body), options, service.settings, api=Api.CHAT)
+        return await service.starter.start(start_request)
 
     async def _show(self, request: web.Request, started: Started) -> web.StreamResponse:
-        calls, feed = self._calls, started.feed
+        service, feed = self._service, started.feed
         await self._first_token(feed)
         if said_nothing(feed):
-            return await calls.failure(feed, alone=started.alone)
+            return await service.failure(feed, alone=started.alone)
         # A reader that is cut before its first token has to know where it was all the same.
-        opening = b"" if _has_token(feed) else _cursor_alone(feed, calls.settings.retry_ms)
-        return calls.streaming.stream(request, feed, TOKENS, opening=opening, headers=_headers(request, feed))
+        opening = b"" if _has_token(feed) else _cursor_alone(feed, service.settings.retry_ms)
+        return service.streaming.stream(request, feed, TOKENS, opening=opening, headers=_headers(request, feed))
 
     async def _first_token(self, feed: Feed) -> None:
         """Wait for the first token or the end, but not so long that a client or a proxy gives up."""
-        patience_s = self._calls.patience_s
-        with contextlib.suppress(TimeoutError), feed.watched():
+        patience_s = self._service.patience_s
+        with contextlib.suppress(TimeoutError), feed.subscribed():
             async with asyncio.timeout(patience_s):
                 while not (_has_token(feed) or feed.log.complete or feed.invalid):
                     await feed.wait_change(len(feed.log), patience_s)
-        self._calls.check_open(feed)
+        self._service.check_open(feed)
 
     async def _resume(self, request: web.Request, cursor: str) -> web.StreamResponse:
-        calls = self._calls
+        service = self._service
         name, colon, text = cursor.rpartition(":")
         if not colon:
             raise InvalidEventId(f"Last-Event-ID {cursor[:150]!r}: expected <generation id>:<ms>-<seq>")
         generation_id, event_id = generation_id_in(name), EventId.parse(text)
         try:
-            feed = await calls.hub.open(generation_id)
-            known = await calls.hub.find(feed, event_id)
+            feed = await service.hub.open(generation_id)
+            known = await service.hub.find(feed, event_id)
         except StoreUnavailable:
-            return await calls.streaming.come_back(request, TOKENS)
-        if calls.streaming.closed or feed.invalid:
-            return await calls.streaming.come_back(request, TOKENS)
+            return await service.streaming.come_back(request, TOKENS)
+        if service.streaming.closed or feed.invalid:
+            return await service.streaming.come_back(request, TOKENS)
         start = event_id.seq + 1 if known else 0
         if start >= len(feed.log) and feed.log.complete:
             return web.Response(status=204)
         reset = b"" if known else SSE.notice("reset", {"reason": "unknown_event_id", "asked": cursor})
         headers = _headers(request, feed)
-        return calls.streaming.stream(request, feed, TOKENS, start=start, preface=reset, headers=headers)
+        return service.streaming.stream(request, feed, TOKENS, start=start, preface=reset, headers=headers)
 
 
 def _headers(request: web.Request, feed: Feed) -> dict[str, str]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from replay.model.event import Event, EventId, number
 from replay.model.log import Hole
-from replay.model.tail import ERASED, Tail
+from replay.model.trimmed_log import ERASED, TrimmedLog
 
 KEEP = 5
 
@@ -24,9 +24,9 @@ _FIRST = st.sampled_from([0, 1, 7, 10_000_000])  # the seq with which the tail b
 _PLACES = st.integers(-3, 45)  # beside the first
 
 
-def fill(first: int, batches: list[tuple[int, list[bytes]]]) -> tuple[Tail, list[Event]]:
+def fill(first: int, batches: list[tuple[int, list[bytes]]]) -> tuple[TrimmedLog, list[Event]]:
     """A tail, and all its events as a list."""
-    tail, events, last = Tail(KEEP), [], EventId(100, first - 1)
+    tail, events, last = TrimmedLog(KEEP), [], EventId(100, first - 1)
     for pause_ms, entries in batches:
         batch = number(entries, after=last, now_ms=last.ms + pause_ms)
         tail.extend(batch)
@@ -108,7 +108,7 @@ def test_what_stands_before_a_place_is_forgotten_but_for_the_last_event(first, b
 def test_what_the_store_has_lost_in_between_is_filled(first, batches, gone, known):
     # given a log of which a tail has the first part, and of whose rest the store has given some away
     _, events = fill(first, batches)
-    head, tail = events[:known], Tail(1000)
+    head, tail = events[:known], TrimmedLog(1000)
     tail.extend(head)
     rest = [event for place, event in enumerate(events[known:]) if place not in gone]
     # when
@@ -131,7 +131,7 @@ def test_id_of_what_the_store_has_lost_in_between_is_held_and_none_that_it_canno
     # given a tail that was read when some of the events, but neither the first nor the last, had been taken out
     _, events = fill(first, batches)
     kept = [event for place, event in enumerate(events) if place not in gone or place == len(events) - 1]
-    tail = Tail(1000)
+    tail = TrimmedLog(1000)
     tail.extend(tail.whole(kept))
     # then
     assert all(tail.holds(event.id) for event in events)
@@ -143,7 +143,7 @@ def test_id_of_what_the_store_has_lost_in_between_is_held_and_none_that_it_canno
 
 
 def test_empty_tail_has_no_last_event_and_takes_any_first():
-    tail = Tail(KEEP)
+    tail = TrimmedLog(KEEP)
     assert (tail.last_id, len(tail), tail.complete, list(tail.events(0))) == (None, 0, False, [])
     assert not tail.holds(EventId(0, 0))
     assert tail.whole([]) == []
@@ -169,7 +169,7 @@ def test_event_that_does_not_follow_the_last_is_a_hole_and_changes_nothing(seqs)
 
 def test_hole_inside_a_batch_is_seen():
     with pytest.raises(Hole, match="event 9 after event 7"):
-        Tail(KEEP).extend([Event(EventId(1, 7), b"la"), Event(EventId(1, 9), b"lb")])
+        TrimmedLog(KEEP).extend([Event(EventId(1, 7), b"la"), Event(EventId(1, 9), b"lb")])
 
 
 def test_tail_is_never_complete():

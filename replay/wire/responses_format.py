@@ -7,7 +7,7 @@ from typing import Any
 
 from replay.model.event import Event, Kind
 from replay.wire import json, sse
-from replay.wire.events import Face, Recording, decode_end, no_notice
+from replay.wire.events import Format, Recording, decode_end, no_notice
 from replay.wire.openai import chunk_of
 from replay.wire.responses import Responses, is_response_event
 
@@ -71,4 +71,4 @@ def _encode(recording: Recording, start: int, stop: int) -> bytes:
     return recording.view(ResponseView).between(start, stop)
 
 
-RESPONSES = Face("text/event-stream; charset=utf-8", _encode, no_notice, sse.KEEPALIVE, retry=False)
+RESPONSES = Format("text/event-stream; charset=utf-8", _encode, no_notice, sse.KEEPALIVE, retry=False)

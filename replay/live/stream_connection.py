@@ -1,6 +1,6 @@
 """A connection that is written to as fast as its reader takes it, from the end of the request's headers on.
 
-An outlet is the protocol of its transport: once the request is answered, nothing of the HTTP server is needed any
+It is the protocol of its transport: once the request is answered, nothing of the HTTP server is needed any
 more. When its transport holds more than the high-water mark it is full, and nothing is written until the transport
 has drained, which has a deadline.
 """
@@ -19,7 +19,7 @@ from replay.live.counters import Counters
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Lent(NamedTuple):
+class Handover(NamedTuple):
     """A connection, and how it is given back for another request; None where it has to be closed in the end."""
 
     transport: asyncio.Transport
@@ -39,7 +39,7 @@ def _reset_on_close(transport: asyncio.Transport) -> None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
 
-class Outlet(asyncio.Protocol):
+class StreamConnection(asyncio.Protocol):
     """What all long-lived connections have in common; see `drained` and `left` for what differs."""
 
     __slots__ = ("_counters", "_deadline_s", "_full", "_give_back", "_handle", "_loop", "_transport", "chunked")
@@ -54,9 +54,9 @@ class Outlet(asyncio.Protocol):
         self._full = False
         self._handle: asyncio.Handle | None = None  # a turn that was left to others, or the write deadline
 
-    def _take(self, connection: Lent, buffer_bytes: int) -> None:
-        """Make the connection this outlet's."""
-        transport, self._give_back = connection
+    def _take(self, handover: Handover, buffer_bytes: int) -> None:
+        """Take the connection over."""
+        transport, self._give_back = handover
         self._transport = transport
         transport.set_protocol(self)
         transport.resume_reading()  # the server pauses it over a body that nobody reads

@@ -11,7 +11,7 @@ _LONGEST_S = 5.0
 _MOST_DOUBLINGS = 6  # 0.1 s doubled so often is more than the longest
 
 
-class Patience:
+class Backoff:
     """The pauses between tries, and when there have been enough of them.
 
     `give_up_after_s` counts from the first failure since the service was last there; None is never.
