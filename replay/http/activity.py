@@ -42,12 +42,12 @@ class ActivityEvents:
             return await self._streaming.come_back(request, format)
         if self._streaming.closed or feed.invalid:
             return await self._streaming.come_back(request, format)
-        start, known = _place(feed, cursor)
+        start, known = _resumption(feed, cursor)
         reset = b"" if known else format.notice("reset", {"reason": "unknown_event_id", "asked": str(cursor)})
         return self._streaming.stream(request, feed, format, start=start, preface=reset)
 
 
-def _place(feed: Feed, cursor: EventId | str | None) -> tuple[int, bool]:
+def _resumption(feed: Feed, cursor: EventId | str | None) -> tuple[int, bool]:
     """Where a reader begins, and whether its cursor is known."""
     if cursor is None:
         return len(feed.log), True

@@ -82,15 +82,17 @@ class Events:
             return await self._page(await self._hub.open(generation_id), query)
         try:
             feed = await self._hub.open(generation_id)
-            place = await self._resumption(feed, query)
+            resumption = await self._resumption(feed, query)
         except StoreUnavailable:
             return await self._streaming.come_back(request, query.format)
         if self._streaming.closed or feed.invalid:
             return await self._streaming.come_back(request, query.format)
-        if place.start >= len(feed.log) and feed.log.complete and query.format is not NDJSON:
+        if resumption.start >= len(feed.log) and feed.log.complete and query.format is not NDJSON:
             return web.Response(status=204)
-        preface = b"".join(query.format.notice(name, data, event_id) for name, data, event_id in place.notices)
-        return self._streaming.stream(request, feed, query.format, start=place.start, preface=preface, pace=query.pace)
+        preface = b"".join(query.format.notice(name, data, event_id) for name, data, event_id in resumption.notices)
+        return self._streaming.stream(
+            request, feed, query.format, start=resumption.start, preface=preface, pace=query.pace
+        )
 
     async def _resumption(self, feed: Feed, query: EventsQuery) -> Resumption:
         log, cursor = feed.log, query.cursor
@@ -106,13 +108,13 @@ class Events:
         return Resumption(0 if query.since_ms is None else log.since(query.since_ms))
 
     async def _page(self, feed: Feed, query: EventsQuery) -> web.Response:
-        place = await self._resumption(feed, query)
+        resumption = await self._resumption(feed, query)
         log = feed.log
-        stop = min(place.start + query.limit, len(log))
-        events = event_objects(feed.recording, place.start, stop)
+        stop = min(resumption.start + query.limit, len(log))
+        events = event_objects(feed.recording, resumption.start, stop)
         complete = log.complete and stop == len(log)
         following = None if complete else str(log.event_id(stop - 1)) if stop else FROM_START
-        reset = b"".join(b',"reset":' + json.dumps({"type": name, **data}) for name, data, _ in place.notices)
+        reset = b"".join(b',"reset":' + json.dumps({"type": name, **data}) for name, data, _ in resumption.notices)
         body = b'{"events":[%b],"next":%b,"complete":%b%b}' % (
             b",".join(events),
             json.dumps(following),

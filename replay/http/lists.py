@@ -46,9 +46,9 @@ def page_of(request: web.Request, items: Sequence[dict[str, Any]], *, order: str
     """The page that a request wants of a list, oldest first, that is all here; raises InvalidRequest."""
     paging = read_paging(request, order=order)
     ordered = list(items) if paging.oldest_first else list(reversed(items))
-    places = [item["id"] for item in ordered]
-    if paging.after is not None and paging.after not in places:
+    ids = [item["id"] for item in ordered]
+    if paging.after is not None and paging.after not in ids:
         raise InvalidRequest(f"after={paging.after[:150]!r}: expected the id of one of them")
-    start = 0 if paging.after is None else places.index(paging.after) + 1
+    start = 0 if paging.after is None else ids.index(paging.after) + 1
     stop = start + paging.limit
     return listing(ordered[start:stop], has_more=len(ordered) > stop)

@@ -47,8 +47,8 @@ class MultiplexedEvents:
             if not any(feeds):
                 raise GenerationNotFound("none of these generations exists; they may have expired")
             starts = [
-                await self._start(place, generation_id, feed, cursor, snapshot=snapshot and given is None)
-                for place, (generation_id, feed) in enumerate(zip(generation_ids, feeds, strict=True))
+                await self._start(index, generation_id, feed, cursor, snapshot=snapshot and given is None)
+                for index, (generation_id, feed) in enumerate(zip(generation_ids, feeds, strict=True))
             ]
         except StoreUnavailable:
             return await self._streaming.come_back(request, SSE)
@@ -65,30 +65,30 @@ class MultiplexedEvents:
             return None
 
     async def _start(
-        self, place: int, generation_id: str, feed: Feed | None, cursor: Cursor, *, snapshot: bool
+        self, index: int, generation_id: str, feed: Feed | None, cursor: Cursor, *, snapshot: bool
     ) -> TrackStart:
         """Where this reader goes on; moves the cursor to there, or lets the snapshot do so."""
-        position = cursor.positions[place]
+        position = cursor.positions[index]
         if feed is None:
-            cursor.move(place, NoEvent.GONE)
+            cursor.move(index, NoEvent.GONE)
             return TrackStart(
                 None, first=None if position is NoEvent.GONE else partial(notice, "expired", generation_id, cursor)
             )
         if isinstance(position, EventId) and await self._hub.find(feed, position):
             return TrackStart(feed, position.seq + 1)
         if isinstance(position, EventId):
-            cursor.move(place, NoEvent.BEFORE)
+            cursor.move(index, NoEvent.BEFORE)
             told: dict[str, Any] = {"reason": "unknown_event_id", "asked": str(position)}
             return TrackStart(feed, 0, partial(notice, "reset", generation_id, **told))
         if not snapshot:
             return TrackStart(feed, 0)
         log = feed.log
         stop = len(log) - 1 if log.complete else len(log)
-        return TrackStart(feed, stop, snapshot=partial(_snapshot, place, feed, stop, cursor))
+        return TrackStart(feed, stop, snapshot=partial(_snapshot, index, feed, stop, cursor))
 
 
-def _snapshot(place: int, feed: Feed, stop: int, cursor: Cursor) -> bytes:
-    cursor.move(place, feed.log.event_id(stop - 1))
+def _snapshot(index: int, feed: Feed, stop: int, cursor: Cursor) -> bytes:
+    cursor.move(index, feed.log.event_id(stop - 1))
     return notice("snapshot", feed.generation_id, cursor, **transcript_of(feed, stop))
 
 

@@ -166,7 +166,7 @@ class ResponseCalls:
         """The items of the request, with those of the responses it continues."""
         feed = await self._service.hub.open(generation_id_of(request))
         items = _items((await kept_request(self._service, feed)).get("input", []))
-        named = [{"id": f"{feed.generation_id}-{place}", **_spelt_out(item)} for place, item in enumerate(items)]
+        named = [{"id": f"{feed.generation_id}-{index}", **_spelt_out(item)} for index, item in enumerate(items)]
         return answer_json(page_of(request, named, order="desc"), feed)
 
 

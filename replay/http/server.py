@@ -84,7 +84,7 @@ class _Connection(RequestHandler):
             self._cancel(self._head_limit)
             self._head_limit = None
         ended = self._body is None or self._body.is_eof()
-        requests = [self._messages[place][0] for place in range(-new, 0)]  # or what the parser says against them
+        requests = [self._messages[index][0] for index in range(-new, 0)]  # or what the parser says against them
         understood = [request for request in requests if isinstance(request, RawRequestMessage)]
         self._refused = self._refused or len(understood) < len(requests)
         self._heads.feed(data, understood, within_body=within_body, ended=ended)

@@ -59,7 +59,7 @@ class Stored:
         if feed.start.api == Api.RESPONSES:
             kept = chat_request(kept)
         messages = [
-            {"id": f"{feed.generation_id}-{place}", **message} for place, message in enumerate(kept.get("messages", ()))
+            {"id": f"{feed.generation_id}-{index}", **message} for index, message in enumerate(kept.get("messages", ()))
         ]
         return answer_json(page_of(request, messages), feed)
 

@@ -48,7 +48,7 @@ class Streaming:
         pace: Pace = _PACE,
         headers: Mapping[str, str] | None = None,
     ) -> web.StreamResponse:
-        """The events from the place ``start`` on, then live.
+        """The events from the seq ``start`` on, then live.
 
         ``opening`` is written at once, ``preface`` goes into the first block that carries data.
         """

@@ -1,7 +1,7 @@
 """One generation's acknowledged events on this node, and who follows them.
 
 Subscribers are of two sorts. Those that have everything are live: an event is encoded once per format and the
-same bytes go to each of them in one loop. All others are behind, each with a place in the log, and pull
+same bytes go to each of them in one loop. All others are behind, each at a `seq` of its own, and pull
 what they lack at their own pace (see `subscriber.py`). Nobody has a queue.
 """
 
@@ -183,20 +183,18 @@ class Feed:
             if encoding.format is format and subscribers:
                 self._broadcast(subscribers, encoding.framed(format.notice(name, data, self.cursor)))
 
-    def _show(self, encoding: Encoding, subscribers: set[FeedSubscriber], place: int, stop: int) -> None:
+    def _show(self, encoding: Encoding, subscribers: set[FeedSubscriber], seq: int, stop: int) -> None:
         # Piece by piece: one whom the first has filled gets no more of them, and goes on from there when it can.
-        while place < stop and subscribers:
+        while seq < stop and subscribers:
             try:
-                data, place = frame(self.recording, encoding, place, stop)
+                data, seq = frame(self.recording, encoding, seq, stop)
             except Exception:
                 # Who misses an event must not get the next one; the writer and the other readers know nothing of it.
-                logger.exception(
-                    "events could not be encoded", extra={"generation": self.generation_id, "events": place}
-                )
+                logger.exception("events could not be encoded", extra={"generation": self.generation_id, "events": seq})
                 for subscriber in tuple(subscribers):
                     subscriber.abort()
                 return
-            self.shown = place
+            self.shown = seq
             self._broadcast(subscribers, data)
 
     @staticmethod
@@ -216,7 +214,7 @@ class Feed:
             subscriber.keep_alive(now, silence)
 
     def segment(self, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
-        """A piece of the events from ``start`` to before ``stop``, ready to be written, and the place behind it."""
+        """A piece of the events from ``start`` to before ``stop``, ready to be written, and the seq behind it."""
         return self._segments.piece(self.recording, encoding, start, stop)
 
     def add(self, subscriber: FeedSubscriber) -> None:

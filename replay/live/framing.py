@@ -48,7 +48,7 @@ def _chunks(data: bytes, block_end: bytes) -> Iterator[bytes]:
 
 
 def frame(recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
-    """A piece of the events from ``start`` to before ``stop``, and the place behind it."""
+    """A piece of the events from ``start`` to before ``stop``, and the seq behind it."""
     most = encoding.piece_bytes
     end = recording.reach(start, stop, most)
     data = encoding.format.encode(recording, start, end)
@@ -60,7 +60,7 @@ def frame(recording: Recording, encoding: Encoding, start: int, stop: int) -> tu
 
 class _Segment(NamedTuple):
     data: bytes
-    end: int  # the place behind it
+    end: int  # the seq behind it
     cut: bool  # whether a piece holds no more
 
     def serves(self, stop: int) -> bool:

@@ -25,7 +25,7 @@ class TrackStart:
     """Where a track begins."""
 
     feed: Feed | None  # None: it does not exist any more
-    start: int = 0  # the place of the next event in the log
+    start: int = 0  # the seq of the next event
     first: Callable[[], bytes] | None = None  # makes a block that comes before all events
     snapshot: Callable[[], bytes] | None = None  # makes the block that comes before this track's; moves the cursor
 
@@ -33,13 +33,13 @@ class TrackStart:
 class Track:
     """One generation of a multiplexed stream; what its feed takes for a subscriber that is always behind."""
 
-    __slots__ = ("_next", "_place", "_snapshot", "_stream", "_told_live", "encoding", "feed")
+    __slots__ = ("_index", "_next", "_snapshot", "_stream", "_told_live", "encoding", "feed")
 
-    def __init__(self, multiplexed: MultiplexedStream, place: int, feed: Feed, start: TrackStart) -> None:
+    def __init__(self, multiplexed: MultiplexedStream, index: int, feed: Feed, start: TrackStart) -> None:
         self.encoding = multiplexed.encoding
         self.feed = feed
         self._stream = multiplexed
-        self._place = place  # in the cursor
+        self._index = index  # in the cursor
         self._next = start.start
         self._snapshot = start.snapshot  # until it is written: there is none in memory for who does not read
         self._told_live = False
@@ -65,7 +65,7 @@ class Track:
             blocks = snapshot()
         else:
             piece_bytes = self.encoding.piece_bytes
-            blocks, self._next = encode(self.feed.recording, self._next, cursor, self._place, piece_bytes)
+            blocks, self._next = encode(self.feed.recording, self._next, cursor, self._index, piece_bytes)
         return blocks + self._live(cursor)
 
     def _live(self, cursor: Cursor) -> bytes:
@@ -109,7 +109,7 @@ class MultiplexedStream(StreamConnection):
         ordered = sorted(starts, key=lambda start: start.feed is None)
         self._first = b"".join(start.first() for start in ordered if start.first is not None)
         self._tracks = deque(
-            Track(self, place, start.feed, start) for place, start in enumerate(starts) if start.feed is not None
+            Track(self, index, start.feed, start) for index, start in enumerate(starts) if start.feed is not None
         )
         self._last_written = self._loop.time()
 
@@ -130,7 +130,7 @@ class MultiplexedStream(StreamConnection):
         return not self._full and self._transport is not None and not self._transport.is_closing()
 
     def pump(self, track: Track) -> None:
-        """Write what may be written now of what one generation has beyond its place."""
+        """Write what may be written now of what one generation has that is not written."""
         if not self._writable:
             return
         try:

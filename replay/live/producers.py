@@ -272,10 +272,10 @@ class Producers:
         """Compare the logs of silent producers: a notification may have been missed."""
         patience_s = _QUIET_S if self._store.hears else 1.0
         quiet = [producer for producer in self._running.values() if producer.quiet_for_s > patience_s]
-        for place, producer in enumerate(quiet, 1):
+        for count, producer in enumerate(quiet, 1):
             if not producer.feed.log.complete:
                 producer.check()
-            if place % _CHECKS_AT_ONCE == 0:
+            if count % _CHECKS_AT_ONCE == 0:
                 await asyncio.sleep(_BETWEEN_CHECKS_S)  # thousands at once would hold up what is said
 
     async def relist(self) -> None:

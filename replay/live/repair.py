@@ -32,18 +32,18 @@ async def append_again(store: EventStore, feed: Feed, last: Event | None, counte
             return False
     elif not (known.holds(last.id) and known.entries[last.id.seq] == last.entry):
         return False
-    place = 0 if last is None else last.id.seq + 1
+    seq = 0 if last is None else last.id.seq + 1
     logger.warning(
         "log came back shorter",
-        extra={"generation": feed.generation_id, "events": place, "appending": len(known) - place},
+        extra={"generation": feed.generation_id, "events": seq, "appending": len(known) - seq},
     )
-    while place < len(known):
-        events = list(known.events(place, place + batch_length(known.entries[place : place + BATCH_EVENTS])))
-        after = known.event_id(place - 1) if place else None
+    while seq < len(known):
+        events = list(known.events(seq, seq + batch_length(known.entries[seq : seq + BATCH_EVENTS])))
+        after = known.event_id(seq - 1) if seq else None
         refused = await store.append(feed.generation_id, events, after=after, ttl_ms=start.ttl_ms)
         if refused is not None:
             break  # it has changed again; the next append finds out how
-        place += len(events)
+        seq += len(events)
         counters.healed += len(events)
     await list_again(store, feed)
     return True

@@ -2,7 +2,7 @@
 
 A subscriber is always in one of three conditions:
 
-    behind    it has a place in the log and pulls what comes after it, as fast as its transport takes it
+    behind    it stands somewhere in the log and pulls what comes after, as fast as its transport takes it
               or as slowly as it asked for (`speed`, `batch_ms`)
     full      its transport holds more than the high-water mark; nothing is written until the transport
               has drained, which has a deadline
@@ -46,7 +46,7 @@ class Delivery:
     encoding: Encoding
     head: bytes  # the response's status line and headers
     preface: bytes  # goes into the first block that carries data: `retry:`, and a `reset` or a `snapshot`
-    start: int  # the place in the log of the first event
+    start: int  # the seq of the first event
     pace: Pace
     buffer_bytes: int
     deadline_s: float
@@ -79,7 +79,7 @@ class Subscriber(StreamConnection):
         self.encoding = delivery.encoding
         self._feed = feed
         self._on_gone = on_gone
-        self._next = self._start = delivery.start  # the place of the next event to write
+        self._next = self._start = delivery.start  # the seq of the next event to write
         self._recorded = len(feed.log)  # what comes after these is live, and not paced
         self._preface = delivery.preface
         self._pace = delivery.pace
@@ -199,7 +199,7 @@ class Subscriber(StreamConnection):
     # What comes from the transport.
 
     def pause_writing(self) -> None:
-        """The transport is full: fall back to a place in the log."""
+        """The transport is full: fall behind."""
         super().pause_writing()
         if self._live:
             self._live = False

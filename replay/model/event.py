@@ -105,4 +105,4 @@ class Event(NamedTuple):
 def number(entries: list[bytes], *, after: EventId | None, now_ms: int) -> list[Event]:
     """Give new entries their ids: contiguous, and never back in time."""
     ms, seq = (now_ms, -1) if after is None else (max(now_ms, after.ms), after.seq)
-    return [Event(EventId(ms, seq + place), entry) for place, entry in enumerate(entries, start=1)]
+    return [Event(EventId(ms, seq + count), entry) for count, entry in enumerate(entries, start=1)]

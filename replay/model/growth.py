@@ -190,19 +190,19 @@ class Blocks:
 
     def _add(self, fragment: Object) -> None:
         kind, given = str(fragment.get("type")), fragment.get("id")
-        place = kind, str(fragment.get("index"))
-        block = self._latest.get((*place, str(given)) if given else place)
+        key = kind, str(fragment.get("index"))
+        block = self._latest.get((*key, str(given)) if given else key)
         if block is None and given:
-            block = self._latest.get(place)
+            block = self._latest.get(key)
             if block is not None and block.id is not None:
                 block = None
         if block is None or not block.takes(fragment, is_last=block is self._blocks[-1]):
             block = _Block()
             self._blocks.append(block)
         block.add(fragment)
-        self._latest[place] = block
+        self._latest[key] = block
         if given:
-            self._latest[*place, str(given)] = block
+            self._latest[*key, str(given)] = block
 
     @property
     def shown(self) -> list[Object]:

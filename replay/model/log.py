@@ -20,7 +20,7 @@ class Hole(Exception):
 
 
 class Log:
-    """Events from `start` on, without a hole, so that `seq` is the place in the list.
+    """Events from `start` on, without a hole, so that `seq` is the index in the list.
 
     Times and entries stand in two flat lists: 100,000 event objects would cost more in garbage
     collection than in reading.
@@ -29,7 +29,7 @@ class Log:
     __slots__ = ("entries", "first", "size", "times", "wholes")
 
     def __init__(self) -> None:
-        self.first = 0  # the place of the first event that is here
+        self.first = 0  # the seq of the first event that is here
         self.times = array("Q")  # unix ms of each event
         self.entries: list[bytes] = []
         self.wholes = array("L")  # where the whole chunks stand, which are templates to those after them
@@ -68,7 +68,7 @@ class Log:
         return EventId(self.times[seq], seq)
 
     def holds(self, event_id: EventId) -> bool:
-        """Whether an id names an event of this log, and not just a place in it."""
+        """Whether an id names an event of this log, and not just a `seq` in it."""
         return event_id.seq < len(self.entries) and self.times[event_id.seq] == event_id.ms
 
     def events(self, start: int, stop: int | None = None) -> Iterator[Event]:
@@ -84,13 +84,13 @@ class Log:
         return start + max(1, bisect_right(list(sizes), max_bytes))
 
     def since(self, ms: int) -> int:
-        """The place of the first event at or after a time, unix ms."""
+        """The seq of the first event at or after a time, unix ms."""
         return bisect_left(self.times, ms)
 
     def last_whole(self, seq: int) -> int:
-        """The place of the last whole chunk at or before ``seq``; -1 where there is none."""
-        place = bisect_right(self.wholes, seq)
-        return self.wholes[place - 1] if place else -1
+        """The seq of the last whole chunk at or before ``seq``; -1 where there is none."""
+        count = bisect_right(self.wholes, seq)
+        return self.wholes[count - 1] if count else -1
 
     def token_times(self, stop: int | None = None) -> list[int]:
         """The time of every `token` before ``stop``, unix ms."""

@@ -13,7 +13,7 @@ ERASED = Entry.ACTIVITY  # the entry of an event that is not to be known any mor
 class TrimmedLog(Log):
     """A log of which only the last ``keep`` events, or up to twice as many, are here; it never ends.
 
-    Its length is that of the whole log, so that places and `seq` are the same here too.
+    Its length is that of the whole log, so that `seq` means the same here too.
     """
 
     __slots__ = ("_keep",)
@@ -26,7 +26,7 @@ class TrimmedLog(Log):
         return self.first + len(self.entries)
 
     def extend(self, events: Sequence[Event]) -> None:
-        """Append events, of which the very first may have any place; raises Hole."""
+        """Append events, of which the very first may have any `seq`; raises Hole."""
         if events and not self.entries:
             self.first = events[0].id.seq
         for (ms, seq), entry in events:
@@ -61,7 +61,7 @@ class TrimmedLog(Log):
         return bool(found)
 
     def forget_before(self, seq: int) -> None:
-        """Drop what stands before a place, but not the last event."""
+        """Drop what stands before ``seq``, but not the last event."""
         count = max(0, min(seq - self.first, len(self.entries) - 1))
         del self.times[:count]
         del self.entries[:count]
@@ -82,17 +82,17 @@ class TrimmedLog(Log):
         return EventId(self.times[seq - self.first], seq)
 
     def holds(self, event_id: EventId) -> bool:
-        """Whether an id names an event that is here, or one that was taken out, of which only the place is certain."""
-        place = event_id.seq - self.first
-        if not 0 <= place < len(self.entries):
+        """Whether an id names an event that is here, or one that was taken out, of which only the `seq` is certain."""
+        index = event_id.seq - self.first
+        if not 0 <= index < len(self.entries):
             return False
-        if self.entries[place] != ERASED:
-            return self.times[place] == event_id.ms
-        return self._time_before(place) <= event_id.ms <= self.times[place]
+        if self.entries[index] != ERASED:
+            return self.times[index] == event_id.ms
+        return self._time_before(index) <= event_id.ms <= self.times[index]
 
-    def _time_before(self, place: int) -> int:
-        """When what stands before a place happened, as far as it was not taken out itself."""
-        before = range(place - 1, -1, -1)
+    def _time_before(self, index: int) -> int:
+        """When what stands before ``index`` happened, as far as it was not taken out itself."""
+        before = range(index - 1, -1, -1)
         return next((self.times[each] for each in before if self.entries[each] != ERASED), self.times[0])
 
     def events(self, start: int, stop: int | None = None) -> Iterator[Event]:

@@ -68,11 +68,11 @@ class _ChoiceReader:
 
 
 def numbered(choices: Any) -> Iterator[tuple[int, Object]]:
-    """The choices of a chunk, each with its index: its place among them where it has none."""
-    for place, choice in enumerate(choices if isinstance(choices, list) else ()):
+    """The choices of a chunk, each with its index: its position among them where it has none."""
+    for position, choice in enumerate(choices if isinstance(choices, list) else ()):
         if isinstance(choice, dict):
             index = as_index(choice.get("index"))
-            yield place if index is None else index, choice
+            yield position if index is None else index, choice
 
 
 def as_index(value: Any) -> int | None:

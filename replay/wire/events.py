@@ -98,7 +98,7 @@ class Recording:
         template = self._template(self.log.last_whole(seq))
         if not isinstance(template, Form) or not template.grows:
             return template
-        return template.having([b"" if hole in template.growing else own for hole, own in enumerate(template.values)])
+        return template.having([b"" if blank in template.growing else own for blank, own in enumerate(template.values)])
 
     def reach(self, start: int, stop: int, most_bytes: int) -> int:
         """How far from ``start`` to encode at once, about so many bytes; a chunk may repeat all that has grown."""
@@ -116,7 +116,7 @@ class Recording:
         return self._templates[whole]
 
     def _grown(self, template: Shape | None, whole: int, seq: int) -> Shape | None:
-        """A template with what its holes have come to before an entry."""
+        """A template with what its blanks have come to before an entry."""
         if not isinstance(template, Form) or not template.grows or seq == whole:
             return template
         growth = self._growths.get(whole)
@@ -214,8 +214,8 @@ def _plain_tokens(log: Log, start: int, stop: int) -> bytes:
     texts = [entry[1:] for entry in log.entries[start:stop]]
     if log.entries[start][0] in FILLED:
         texts = [text_of(filling) for filling in texts]
-    places = range(start, stop)
-    values = zip(texts, places, log.times[start:stop], places, strict=True)
+    seqs = range(start, stop)
+    values = zip(texts, seqs, log.times[start:stop], seqs, strict=True)
     return _PLAIN_TOKEN * len(texts) % tuple(chain.from_iterable(values))
 
 
@@ -253,7 +253,7 @@ class Format:
     """One form of a log on the wire."""
 
     content_type: str
-    encode: Callable[[Recording, int, int], bytes]  # the events from a place to before another
+    encode: Callable[[Recording, int, int], bytes]  # the events from a seq to before another
     notice: Callable[..., bytes]  # (name, data, event_id=None) of what concerns one connection only
     keepalive: bytes
     retry: bool  # whether its readers understand `retry:`

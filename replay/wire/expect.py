@@ -1,6 +1,6 @@
-"""Reads members of a request, which may be anything; raises InvalidRequest, which names the place and what came.
+"""Reads members of a request, which may be anything; raises InvalidRequest, which names the path and what came.
 
-A place is written as people write it: `input[0].content`.
+A path is written as people write it: `input[0].content`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Object = dict[str, Any]
 _V = TypeVar("_V")
 
 
-def unexpected(place: str, expected: str, value: Any) -> InvalidRequest:
+def unexpected(path: str, expected: str, value: Any) -> InvalidRequest:
     """The error of a value that is not what was expected there."""
-    return InvalidRequest(f"{place}: expected {expected}, got {_shown(value)}")
+    return InvalidRequest(f"{path}: expected {expected}, got {_shown(value)}")
 
 
 def _shown(value: Any) -> str:
@@ -25,43 +25,43 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else repr(value)[:80]
 
 
-def at(place: str, key: str) -> str:
-    """The place of a member."""
-    return f"{place}.{key}" if place else key
+def at(path: str, key: str) -> str:
+    """The path of a member."""
+    return f"{path}.{key}" if path else key
 
 
-def string_in(holder: Object, key: str, place: str = "") -> str:
+def string_in(holder: Object, key: str, path: str = "") -> str:
     """The string under a key, which must be there."""
     value = holder.get(key)
     if not isinstance(value, str):
-        raise unexpected(at(place, key), "a string", value)
+        raise unexpected(at(path, key), "a string", value)
     return value
 
 
-def object_in(holder: Object, key: str, place: str = "") -> Object:
+def object_in(holder: Object, key: str, path: str = "") -> Object:
     """The object under a key; empty where there is none."""
     value = holder.get(key)
     if not isinstance(value, dict | None):
-        raise unexpected(at(place, key), "an object", value)
+        raise unexpected(at(path, key), "an object", value)
     return value or {}
 
 
-def objects_in(holder: Object, key: str, place: str = "") -> Iterator[tuple[Object, str]]:
-    """The objects listed under a key, each with its place; none where there is no list."""
+def objects_in(holder: Object, key: str, path: str = "") -> Iterator[tuple[Object, str]]:
+    """The objects listed under a key, each with its path; none where there is no list."""
     values = holder.get(key)
     if not isinstance(values, list | None):
-        raise unexpected(at(place, key), "a list", values)
+        raise unexpected(at(path, key), "a list", values)
     for number, value in enumerate(values or ()):
-        each = f"{at(place, key)}[{number}]"
+        each = f"{at(path, key)}[{number}]"
         if not isinstance(value, dict):
             raise unexpected(each, "an object", value)
         yield value, each
 
 
-def one_of(table: Mapping[str, _V], name: Any, place: str) -> _V:
+def one_of(table: Mapping[str, _V], name: Any, path: str) -> _V:
     """What a table has under a name."""
     if not isinstance(name, str) or name not in table:
-        raise unexpected(place, "one of " + ", ".join(table), name)
+        raise unexpected(path, "one of " + ", ".join(table), name)
     return table[name]
 
 

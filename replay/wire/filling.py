@@ -1,9 +1,9 @@
-"""Finds the holes of a chunk, by the whole chunk before it, and fills them with what comes; see `forms.py`.
+"""Finds the blanks of a chunk, by the whole chunk before it, and fills them with what comes; see `forms.py`.
 
 Two whole chunks in a row that say the same but for some strings and numbers are of one shape, and where they differ are
-holes. A chunk that differs elsewhere too is whole again, and has holes there too.
+blanks. A chunk that differs elsewhere too is whole again, and has blanks there too.
 
-What a hole holds must change nothing that a stream is judged by, or that tells what its text is.
+What a blank holds must change nothing that a stream is judged by, or that tells what its text is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from replay.model.event import Entry
 from replay.redaction import Redaction
 from replay.wire import json
-from replay.wire.forms import AS_MUCH, ITSELF, MORE, MOST_HOLES, OWN, PROBES, TEXT, Form, Hole, form_of, form_payload
+from replay.wire.forms import AS_MUCH, ITSELF, MORE, MOST_BLANKS, OWN, PROBES, TEXT, Blank, Form, form_of, form_payload
 from replay.wire.openai import LITERAL, growing_strings, is_utf8, may_repeat, visible_text
 from replay.wire.responses import is_response_event
 
@@ -37,26 +37,30 @@ _VALUE = re.compile(rb'(?:"%b"\s*:\s*)?+(?:"(%b)"|(-?\d[-+.\deE]*))|"%b"\s*:' % 
 class Filler:
     """A form as it is filled, chunk by chunk."""
 
-    __slots__ = ("_beginning", "_further", "_places", "_redaction", "_so_far", "_visible", "counts", "holes")
+    __slots__ = ("_beginning", "_blanks_in_order", "_further", "_redaction", "_so_far", "_visible", "blanks", "counts")
 
-    def __init__(self, form: Form, *, visible: bool, counts: bool, holes: frozenset[int], redaction: Redaction) -> None:
+    def __init__(
+        self, form: Form, *, visible: bool, counts: bool, blanks: frozenset[int], redaction: Redaction
+    ) -> None:
         self.counts = counts  # its chunks count usage
-        self.holes = holes  # which of the chunk's values these are
+        self.blanks = blanks  # which of the chunk's values these are
         self._visible = visible
         self._redaction = redaction
-        self._so_far = {hole: form.values[hole] for hole in form.growing}
+        self._so_far = {blank: form.values[blank] for blank in form.growing}
         self._beginning, *gaps = form.gaps
-        # By place: which hole, whether it grows, what fits into it and what stands behind it.
-        self._places: list[tuple[int, bool, Callable[[bytes, int], re.Match[bytes] | None], bytes]] = []
-        # Beside the text: which hole, the form's own value, and the number that this is.
+        # By offset: which blank, whether it grows, what fits into it and what stands behind it.
+        self._blanks_in_order: list[tuple[int, bool, Callable[[bytes, int], re.Match[bytes] | None], bytes]] = []
+        # Beside the text: which blank, the form's own value, and the number that this is.
         self._further: list[tuple[int, bytes, int | None]] = [
-            (hole, own, None) for hole, own in enumerate(form.values[1:], start=1)
+            (blank, own, None) for blank, own in enumerate(form.values[1:], start=1)
         ]
-        for hole, before, behind in zip(form.order, form.gaps, gaps, strict=False):
+        for blank, before, behind in zip(form.order, form.gaps, gaps, strict=False):
             is_string = before.endswith(b'"')
-            self._places.append((hole, hole in form.growing, (LITERAL if is_string else _NUMBER).match, behind))
-            if not is_string and form.values[hole].isdigit():
-                self._further[hole - 1] = hole, form.values[hole], int(form.values[hole])
+            self._blanks_in_order.append(
+                (blank, blank in form.growing, (LITERAL if is_string else _NUMBER).match, behind)
+            )
+            if not is_string and form.values[blank].isdigit():
+                self._further[blank - 1] = blank, form.values[blank], int(form.values[blank])
 
     def entry(self, raw: bytes) -> bytes | None:
         """The entry of a chunk of this form; None when the chunk has another."""
@@ -64,60 +68,60 @@ class Filler:
         steps = None if fillings is None else self._steps(fillings)
         if fillings is None or steps is None:
             return None
-        for hole in self._so_far:
-            self._so_far[hole] += fillings[hole]
+        for blank in self._so_far:
+            self._so_far[blank] += fillings[blank]
         text = fillings[0]
         return (Entry.FILLED_TOKEN if text and self._visible else Entry.FILLED_DELTA) + text + steps
 
     def _fillings(self, raw: bytes) -> list[bytes] | None:
-        """What a chunk has in each hole, and in one that grows what is new."""
+        """What a chunk has in each blank, and in one that grows what is new."""
         if not raw.startswith(self._beginning):
             return None
-        place = len(self._beginning)
-        fillings = [b""] * len(self._places)
-        for hole, grows, match_at, gap in self._places:
+        offset = len(self._beginning)
+        fillings = [b""] * len(self._blanks_in_order)
+        for blank, grows, match_at, gap in self._blanks_in_order:
             if grows:
-                so_far = self._so_far[hole]
-                if not raw.startswith(so_far, place) or len(so_far) > _LONGEST_GROWN:
+                so_far = self._so_far[blank]
+                if not raw.startswith(so_far, offset) or len(so_far) > _LONGEST_GROWN:
                     return None
-                place += len(so_far)
-            match = match_at(raw, place)
+                offset += len(so_far)
+            match = match_at(raw, offset)
             if match is None:
                 return None
-            place = match.end()
-            if not raw.startswith(gap, place):
+            offset = match.end()
+            if not raw.startswith(gap, offset):
                 return None
-            fillings[hole] = match[0]
-            place += len(gap)
-        return fillings if place == len(raw) and is_utf8(raw) else None
+            fillings[blank] = match[0]
+            offset += len(gap)
+        return fillings if offset == len(raw) and is_utf8(raw) else None
 
     def _steps(self, fillings: list[bytes]) -> bytes | None:
-        """How the holes beside the text are filled; None where they may not be filled so."""
+        """How the blanks beside the text are filled; None where they may not be filled so."""
         text, steps, last_more = fillings[0], b"", -1
-        for hole, own, number in self._further:
-            value = fillings[hole]
+        for blank, own, number in self._further:
+            value = fillings[blank]
             if number is not None and value.isdigit() and (more := int(value) - number) >= 0:
                 steps += AS_MUCH if more == last_more else b"%b%d" % (MORE, more)
                 last_more = more
             elif value == text:
                 steps += TEXT
-            elif value == own and hole not in self._so_far:
+            elif value == own and blank not in self._so_far:
                 steps += OWN
-            elif self._may_stand(hole, value):
+            elif self._may_stand(blank, value):
                 steps += ITSELF + value
             else:
                 return None
         return steps
 
-    def _may_stand(self, hole: int, value: bytes) -> bool:
+    def _may_stand(self, blank: int, value: bytes) -> bool:
         """Whether a value is not too long, and holds no secret, which is taken out of whole chunks."""
-        if hole in self._so_far:
-            return not self._redaction.hits(self._so_far[hole][-_LONGEST_SECRET:] + value)
+        if blank in self._so_far:
+            return not self._redaction.hits(self._so_far[blank][-_LONGEST_SECRET:] + value)
         return len(value) <= _LONGEST_VALUE and not self._redaction.hits(value)
 
 
 class _Value(NamedTuple):
-    """A string's inside or a number in a chunk, and what the chunk before had in that place."""
+    """A string's inside or a number in a chunk, and what the chunk before had in that offset."""
 
     start: int
     end: int
@@ -132,7 +136,7 @@ class Forms:
     def __init__(self, redaction: Redaction) -> None:
         self._redaction = redaction
         self._before = b""  # the last whole chunk
-        self._holes: frozenset[int] = frozenset()  # which of its values are holes
+        self._holes: frozenset[int] = frozenset()  # which of its values are blanks
         self._number = 0  # which chunk of the stream that was
         self._in_a_row = 0  # how many whole chunks there were without any other between them
 
@@ -145,20 +149,20 @@ class Forms:
         worthwhile = self._in_a_row <= _TRIES or self._in_a_row % _SELDOM == 0
         form = _form(raw, chunk, self._before, self._holes, self._redaction) if worthwhile else None
         self._before, self._number = raw, number
-        self._holes = form[1].holes if form is not None else frozenset()
+        self._holes = form[1].blanks if form is not None else frozenset()
         return form
 
 
 def _form(
-    raw: bytes, chunk: dict[str, Any], before: bytes, holes: frozenset[int], redaction: Redaction
+    raw: bytes, chunk: dict[str, Any], before: bytes, blanks: frozenset[int], redaction: Redaction
 ) -> tuple[bytes, Filler] | None:
-    """A chunk as a form, by the one before it and the holes which that had."""
+    """A chunk as a form, by the one before it and the blanks which that had."""
     values = _values(before, raw) if may_repeat(chunk) else None
     if values is None:
         return None
-    holes |= {place for place, value in enumerate(values) if raw[value.start : value.end] != value.before}
-    changing = [values[place] for place in sorted(holes)]
-    if len(changing) > MOST_HOLES or not all(_may_change(value, raw) for value in changing):
+    blanks |= {index for index, value in enumerate(values) if raw[value.start : value.end] != value.before}
+    changing = [values[index] for index in sorted(blanks)]
+    if len(changing) > MOST_BLANKS or not all(_may_change(value, raw) for value in changing):
         return None
     sample = json.loads(_with_probes(raw, changing))
     paths = _paths_of_probes(sample, len(changing))
@@ -167,17 +171,17 @@ def _form(
     text = _text_probe(chunk, sample)
     if text is None:
         return None
-    places = [
-        Hole(value.start, value.end, grows=_grows(value, raw, path, chunk))
+    stretches = [
+        Blank(value.start, value.end, grows=_grows(value, raw, path, chunk))
         for value, path in zip(changing, paths, strict=True)
     ]
-    places.insert(0, places.pop(PROBES.index(text)))
-    payload = form_payload(places, raw)
+    stretches.insert(0, stretches.pop(PROBES.index(text)))
+    payload = form_payload(stretches, raw)
     filler = Filler(
         form_of(payload),
         visible=visible_text(sample).encode() == text,
         counts=isinstance(chunk.get("usage"), dict),
-        holes=holes,
+        blanks=blanks,
         redaction=redaction,
     )
     return payload, filler
@@ -186,13 +190,13 @@ def _form(
 def _values(before: bytes, raw: bytes) -> list[_Value] | None:
     """All strings and numbers of a chunk; None where the chunk before has another shape, or there are too many."""
     values: list[_Value] = []
-    place = place_before = 0
+    offset = offset_before = 0
     for (start_before, end_before), (start, end) in zip(_spans(before), _spans(raw), strict=False):
-        if len(values) == _MOST_VALUES or before[place_before:start_before] != raw[place:start]:
+        if len(values) == _MOST_VALUES or before[offset_before:start_before] != raw[offset:start]:
             return None
         values.append(_Value(start, end, before[start_before:end_before]))
-        place, place_before = end, end_before
-    return values if before[place_before:] == raw[place:] else None
+        offset, offset_before = end, end_before
+    return values if before[offset_before:] == raw[offset:] else None
 
 
 def _spans(raw: bytes) -> Iterator[tuple[int, int]]:
@@ -231,8 +235,8 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
         for key, inner in value.items():
             yield from _leaves(inner, (*path, key))
     elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            yield from _leaves(inner, (*path, place))
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*path, index))
     else:
         yield value, path
 
@@ -245,7 +249,7 @@ def _is_judged(path: Path) -> bool:
 
 
 def _grows(value: _Value, raw: bytes, path: Path, chunk: dict[str, Any]) -> bool:
-    """Whether a value has grown, in a place of which a transcript keeps only the last value."""
+    """Whether a value has grown, of which a transcript keeps only the last value."""
     in_pieces = path[0] == "choices" and path[2] in ("delta", "text")
     if in_pieces or is_response_event(chunk):
         return False
@@ -253,7 +257,7 @@ def _grows(value: _Value, raw: bytes, path: Path, chunk: dict[str, Any]) -> bool
 
 
 def _text_probe(chunk: dict[str, Any], sample: dict[str, Any]) -> bytes | None:
-    """The probe that stands for the text; a text that is seen goes first, and has to be a hole."""
+    """The probe that stands for the text; a text that is seen goes first, and has to be a blank."""
     seen = visible_text(sample)
     strings = [seen] if seen else [string for _, string, _ in growing_strings(sample)]
     return next((probe for probe in (string.encode(errors="replace") for string in strings) if probe in PROBES), None)

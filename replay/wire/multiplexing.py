@@ -1,6 +1,6 @@
 """Several generations in one event stream: every event says whose it is, and its id is a cursor over all of them.
 
-A cursor is `<names>:<place>,<place>,…`, a place for each generation in the order in which they were asked for:
+A cursor is `<names>:<position>,<position>,…`, one for each generation in the order in which they were asked for:
 `<ms>.<seq>` of its last event in hexadecimal, `-` before the first, `x` once the reader was told that it is gone.
 `<names>` is a hash of the ids, so that a cursor of other generations is told from one of these.
 """
@@ -19,7 +19,7 @@ from replay.wire import json, sse
 from replay.wire.events import Recording, event_data
 
 _CURSOR = re.compile(r"([0-9a-f]{16}):([-x,.0-9a-f]+)")
-_PLACE = re.compile(r"([0-9a-f]{1,16})\.([0-9a-f]{1,16})")
+_POSITION = re.compile(r"([0-9a-f]{1,16})\.([0-9a-f]{1,16})")
 
 
 class NoEvent(Enum):
@@ -32,48 +32,48 @@ class NoEvent(Enum):
 class Cursor:
     """Where a reader stands in each of several generations."""
 
-    __slots__ = ("_names", "_places", "positions")
+    __slots__ = ("_encoded", "_names", "positions")
 
     def __init__(self, generation_ids: Sequence[str], positions: Sequence[EventId | NoEvent] | None = None) -> None:
         self.positions = list(positions or [NoEvent.BEFORE] * len(generation_ids))
         self._names = _names_of(generation_ids)
-        self._places = [_place_of(position) for position in self.positions]
+        self._encoded = [_encode_position(position) for position in self.positions]
 
     @classmethod
     def parse(cls, text: str, generation_ids: Sequence[str]) -> Cursor:
         """Read a cursor over these generations; raises InvalidEventId for anything else."""
         match = _CURSOR.fullmatch(text)
-        positions = [_position_of(place) for place in match[2].split(",")] if match is not None else []
+        positions = [_parse_position(part) for part in match[2].split(",")] if match is not None else []
         known = [position for position in positions if position is not None]
         named = match is not None and match[1].encode() == _names_of(generation_ids)
         if not named or len(known) != len(positions) or len(positions) != len(generation_ids):
             raise InvalidEventId(f"cursor {text[:100]!r}: expected an event's id over these generations, in this order")
         return cls(generation_ids, known)
 
-    def move(self, place: int, position: EventId | NoEvent) -> None:
+    def move(self, index: int, position: EventId | NoEvent) -> None:
         """One generation's reader has come further."""
-        self._places[place] = _place_of(position)
+        self._encoded[index] = _encode_position(position)
 
     def __bytes__(self) -> bytes:
-        return self._names + b":" + b",".join(self._places)
+        return self._names + b":" + b",".join(self._encoded)
 
 
 def _names_of(generation_ids: Sequence[str]) -> bytes:
     return hashlib.sha256(",".join(generation_ids).encode()).hexdigest()[:16].encode()
 
 
-def _place_of(position: EventId | NoEvent) -> bytes:
+def _encode_position(position: EventId | NoEvent) -> bytes:
     return b"%x.%x" % position if isinstance(position, EventId) else position.value
 
 
-def _position_of(place: str) -> EventId | NoEvent | None:
-    if place in ("-", "x"):
-        return NoEvent(place.encode())
-    match = _PLACE.fullmatch(place)
+def _parse_position(text: str) -> EventId | NoEvent | None:
+    if text in ("-", "x"):
+        return NoEvent(text.encode())
+    match = _POSITION.fullmatch(text)
     return None if match is None else EventId(int(match[1], 16), int(match[2], 16))
 
 
-def encode(recording: Recording, start: int, cursor: Cursor, place: int, max_bytes: int) -> tuple[bytes, int]:
+def encode(recording: Recording, start: int, cursor: Cursor, index: int, max_bytes: int) -> tuple[bytes, int]:
     """Events of one generation from ``start`` on, each with the cursor behind it, and where they end.
 
     They are as many as make ``max_bytes``, so that only the last of them passes it.
@@ -84,7 +84,7 @@ def encode(recording: Recording, start: int, cursor: Cursor, place: int, max_byt
     for event in recording.log.events(start):
         if size >= max_bytes:
             break
-        cursor.move(place, event.id)
+        cursor.move(index, event.id)
         blocks.append(_block(event, recording, name, bytes(cursor)))
         size += len(blocks[-1])
     return b"".join(blocks), start + len(blocks)

@@ -113,10 +113,10 @@ def _pieces_of_item(item: Object, where: Object) -> Iterator[Object]:
     if call is not None:
         yield where | {"type": "response.output_item.added", "item": item}
         yield from _pieces(call, item, where)
-    for place, part in enumerate([*objects_in(item.get("content")), *objects_in(item.get("summary"))]):
+    for index, part in enumerate([*objects_in(item.get("content")), *objects_in(item.get("summary"))]):
         kind = _PARTS.get(str(part.get("type")))
         if kind is not None:
-            yield from _pieces(kind, part, where | {"content_index": place})
+            yield from _pieces(kind, part, where | {"content_index": index})
 
 
 def _pieces(kind: Kind, holder: Object, where: Object) -> Iterator[Object]:

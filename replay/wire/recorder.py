@@ -1,6 +1,6 @@
 """Records and judges one upstream stream: chat, legacy or Responses.
 
-The events of a Responses stream are numbered; the number is left out, since it says no more than the event's place, and
+The events of a Responses stream are numbered; the number is left out, since it says no more than the event's `seq`, and
 every event would be of a shape of its own.
 """
 
@@ -221,7 +221,7 @@ def _failed(choice: dict[str, Any], reason: str) -> str | None:
 
 
 def _without_number(raw: bytes) -> bytes:
-    """An event of the Responses API without the number that its place says too."""
+    """An event of the Responses API without the number that its `seq` says too."""
     if b'"sequence_number"' not in raw:
         return raw
     try:

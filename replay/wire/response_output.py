@@ -75,16 +75,16 @@ def usage_of(usage: Object) -> Object:
 _MOST_PARTS = 1000  # of an item; an upstream may number them as it likes
 
 
-def with_said(item: Object, place: int, kind: Kind, said: str) -> Object:
-    """An upstream's item with what was said in its part ``place`` since it was added."""
+def with_said(item: Object, index: int, kind: Kind, said: str) -> Object:
+    """An upstream's item with what was said in its part ``index`` since it was added."""
     if not kind.part:
         return item | {kind.field: said}
     parts = objects_in(item.get("content"))
-    if not 0 <= place <= min(len(parts), _MOST_PARTS):
+    if not 0 <= index <= min(len(parts), _MOST_PARTS):
         return item
-    part = parts[place] if place < len(parts) else {"type": kind.part}
+    part = parts[index] if index < len(parts) else {"type": kind.part}
     beside: Object = {"annotations": [], "logprobs": []} if kind is TEXT else {}
-    return item | {"content": [*parts[:place], beside | part | {kind.field: said}, *parts[place + 1 :]]}
+    return item | {"content": [*parts[:index], beside | part | {kind.field: said}, *parts[index + 1 :]]}
 
 
 class Output:
@@ -243,10 +243,10 @@ class _Item:
             self._status = "incomplete"
 
     def _append(self, kind: Kind) -> _String:
-        place = {"item_id": self._id, "output_index": self._output_index}
+        address = {"item_id": self._id, "output_index": self._output_index}
         if kind.part:
-            place["content_index"] = len(self._strings)
-        self._strings.append(_String(kind, place))
+            address["content_index"] = len(self._strings)
+        self._strings.append(_String(kind, address))
         return self._strings[-1]
 
     def _close_string(self) -> list[Object]:
@@ -262,9 +262,9 @@ class _Item:
 class _String:
     """A string that grows."""
 
-    def __init__(self, kind: Kind, place: Object) -> None:
+    def __init__(self, kind: Kind, address: Object) -> None:
         self.kind = kind
-        self._place = place
+        self._address = address
         self._pieces = Pieces()
         self._logprobs: list[Object] = []
 
@@ -286,8 +286,8 @@ class _String:
         return [done, self._part_event("done")] if self.kind.part else [done]
 
     def _event(self, what: str, field: str, string: str, logprobs: list[Object]) -> Object:
-        event = {"type": f"{self.kind.event}.{what}", **self._place, field: string}
+        event = {"type": f"{self.kind.event}.{what}", **self._address, field: string}
         return event | {"logprobs": logprobs} if self.kind is TEXT else event
 
     def _part_event(self, what: str) -> Object:
-        return {"type": f"response.content_part.{what}", **self._place, "part": self.part}
+        return {"type": f"response.content_part.{what}", **self._address, "part": self.part}

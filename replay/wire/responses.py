@@ -112,7 +112,7 @@ def _chunk(delta: Object, **beside: Any) -> Object:
 
 
 def names_of(event: Object) -> list[int | str]:
-    """What the item is called that an event is about: by its place in the output, which some leave out, and by ids."""
+    """What the item is called that an event is about: by its index in the output, which some leave out, and by ids."""
     item = object_in(event.get("item"))
     names = (event.get("output_index"), event.get("item_id"), item.get("id"), item.get("call_id"))
     return [name for name in names if isinstance(name, int | str)]
@@ -219,7 +219,7 @@ class _FromEvents:
     def __init__(self, queued: Object, ours: Object) -> None:
         self._response = queued | {"status": "in_progress"}
         self._ours = ours
-        self._items: dict[int | str | None, Object] = {}  # in any order; those that have a place, by it
+        self._items: dict[int | str | None, Object] = {}  # in any order; those that have an index, by it
         # In items that are not done, by their parts.
         self._said: dict[int | str | None, dict[tuple[int, Kind], list[str]]] = {}
         self._last: str | None = None  # the event that ended it
@@ -231,8 +231,8 @@ class _FromEvents:
     def _output(self) -> list[Object]:
         items = dict(self._items)
         for whose in items.keys() & self._said.keys():
-            for (place, kind), pieces in self._said[whose].items():
-                items[whose] = with_said(items[whose], place, kind, "".join(pieces))
+            for (index, kind), pieces in self._said[whose].items():
+                items[whose] = with_said(items[whose], index, kind, "".join(pieces))
         in_order = sorted(items, key=lambda whose: whose if isinstance(whose, int) else len(items))
         return [items[whose] for whose in in_order]
 
@@ -263,16 +263,16 @@ class _FromEvents:
 
     def _keep(self, event: Object) -> None:
         """Note what an event says of an item."""
-        whose, place = _whose(event), count(event, "content_index")
+        whose, index = _whose(event), count(event, "content_index")
         if event["type"] in ("response.output_item.added", "response.output_item.done"):
             self._items[whose] = object_in(event.get("item"))
             self._said.pop(whose, None)
         kind = _found(_SAID, event["type"])
         if kind is not None and isinstance(event.get("delta"), str):
-            self._said.setdefault(whose, {}).setdefault((place, kind), []).append(event["delta"])
+            self._said.setdefault(whose, {}).setdefault((index, kind), []).append(event["delta"])
         kind = _found(DONE, event["type"])
         if kind is not None and isinstance(event.get(kind.field), str):
-            self._said.setdefault(whose, {})[place, kind] = [event[kind.field]]
+            self._said.setdefault(whose, {})[index, kind] = [event[kind.field]]
 
     def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
         outcome = _outcome(status, error, ended_at)

@@ -26,7 +26,7 @@ class ResponseView:
         )
         self.translated: bool | None = None  # whether the events are made of chat chunks; None before the first
         self._blocks: list[bytes] = []  # by sequence number
-        self._told: list[int] = []  # by place in the log: how many blocks there are up to there
+        self._counts: list[int] = []  # by seq: how many blocks there are up to there
 
     @property
     def response(self) -> dict[str, Any]:
@@ -35,25 +35,25 @@ class ResponseView:
 
     def between(self, start: int, stop: int) -> bytes:
         """What the entries from ``start`` to before ``stop`` give."""
-        first, last = (self._told[place - 1] if place else 0 for place in (start, stop))
+        first, last = (self._counts[seq - 1] if seq else 0 for seq in (start, stop))
         return b"".join(self._blocks[first:last])
 
     def after(self, number: int) -> tuple[int, bytes] | None:
-        """Where a reader goes on that has the event of that number: a place in the log, and what comes before it.
+        """Where a reader goes on that has the event of that number: the next `seq`, and what comes before it.
 
         None where there is no such event yet.
         """
         if number >= len(self._blocks):
             return None
-        place = bisect_right(self._told, number) + 1
-        return place, b"".join(self._blocks[number + 1 : self._told[place - 1]])
+        seq = bisect_right(self._counts, number) + 1
+        return seq, b"".join(self._blocks[number + 1 : self._counts[seq - 1]])
 
     def read(self, recording: Recording) -> None:
         """Take what the log has more."""
-        for event in recording.log.events(len(self._told)):
+        for event in recording.log.events(len(self._counts)):
             for told in self._events_of(event, recording):
                 self._blocks.append(sse.block(told["type"].encode(), json.dumps(told)))
-            self._told.append(len(self._blocks))
+            self._counts.append(len(self._blocks))
 
     def _events_of(self, event: Event, recording: Recording) -> list[dict[str, Any]]:
         if event.kind is Kind.START:

@@ -14,7 +14,7 @@ from replay.errors import InvalidRequest
 from replay.wire.expect import Object, at, given, object_in, objects_in, one_of, string_in, unexpected
 from replay.wire.responses_tools import Tools, tools_of
 
-_Translation = Callable[[Object, str], Object]  # of an object, given its place for what it may have to say
+_Translation = Callable[[Object, str], Object]  # of an object, given its path for what it may have to say
 
 # What other fields of the chat request say.
 _TRANSLATED = frozenset(
@@ -59,9 +59,9 @@ def chat_request(body: Object) -> Object:
 # The conversation.
 
 
-def _translated(holder: Object, table: Mapping[str, _Translation], place: str) -> Object:
+def _translated(holder: Object, table: Mapping[str, _Translation], path: str) -> Object:
     """What has a type, translated as that type is."""
-    return one_of(table, holder.get("type"), at(place, "type"))(holder, place)
+    return one_of(table, holder.get("type"), at(path, "type"))(holder, path)
 
 
 def _messages(body: Object, tools: Tools) -> list[Object]:
@@ -74,8 +74,8 @@ def _messages(body: Object, tools: Tools) -> list[Object]:
     if isinstance(said, str):
         conversation.say("user", said)
     else:
-        for item, place in objects_in(body, "input"):
-            conversation.add(item, place)
+        for item, path in objects_in(body, "input"):
+            conversation.add(item, path)
     return conversation.whole()
 
 
@@ -91,13 +91,13 @@ class _Conversation:
         """Add a message."""
         self._messages.append({"role": role, "content": content})
 
-    def add(self, item: Object, place: str) -> None:
+    def add(self, item: Object, path: str) -> None:
         """Add an item."""
         kind = "message" if item.get("type") is None and "role" in item else item.get("type")
-        add = one_of(_ITEMS, kind, at(place, "type"))
+        add = one_of(_ITEMS, kind, at(path, "type"))
         if kind not in _AMONG_OUTPUTS:
             self._show_seen()
-        add(self, item, place)
+        add(self, item, path)
 
     def whole(self) -> list[Object]:
         """All messages."""
@@ -110,37 +110,37 @@ class _Conversation:
             self.say("user", self._seen)
             self._seen = []
 
-    def add_message(self, item: Object, place: str) -> None:
+    def add_message(self, item: Object, path: str) -> None:
         """Add a message of anybody's."""
-        role = one_of(_ROLES, item.get("role"), at(place, "role"))
+        role = one_of(_ROLES, item.get("role"), at(path, "role"))
         if role == "assistant":
-            self._add_answer(item, place)
+            self._add_answer(item, path)
         else:
-            self.say(role, _content(item, "content", place, _INPUT_PARTS))
+            self.say(role, _content(item, "content", path, _INPUT_PARTS))
 
-    def _add_answer(self, item: Object, place: str) -> None:
+    def _add_answer(self, item: Object, path: str) -> None:
         """What the assistant said; after its calls it joins their message, which only their outputs may follow."""
         messages = self._messages
-        said = _answer(item, place)
+        said = _answer(item, path)
         if said and not (messages and "tool_calls" in messages[-1]):
             messages.append({"role": "assistant", "content": None})
         for field, text in said.items():
             messages[-1][field] = (messages[-1].get(field) or "") + text
 
-    def add_call(self, item: Object, place: str) -> None:
+    def add_call(self, item: Object, path: str) -> None:
         """Add a call of the assistant, which stands in its message; several in a row are one message's."""
         messages = self._messages
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": None})
         kind, wrote = ("function", "arguments") if item["type"] == "function_call" else ("custom", "input")
-        call = {"name": self._tools.name(item, place), wrote: string_in(item, wrote, place)}
+        call = {"name": self._tools.name(item, path), wrote: string_in(item, wrote, path)}
         calls = messages[-1].setdefault("tool_calls", [])
-        calls.append({"id": string_in(item, "call_id", place), "type": kind, kind: call})
+        calls.append({"id": string_in(item, "call_id", path), "type": kind, kind: call})
 
-    def add_output(self, item: Object, place: str) -> None:
+    def add_output(self, item: Object, path: str) -> None:
         """Add what a tool has put out."""
-        content = self._told(_content(item, "output", place, _INPUT_PARTS))
-        call_id = string_in(item, "call_id", place)
+        content = self._told(_content(item, "output", path, _INPUT_PARTS))
+        call_id = string_in(item, "call_id", path)
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
     def _told(self, output: str | list[Object]) -> str | list[Object]:
@@ -153,7 +153,7 @@ class _Conversation:
             return texts
         return str(texts[0]["text"]) if texts else "The next message of the user shows it."
 
-    def leave_out(self, item: Object, place: str) -> None:
+    def leave_out(self, item: Object, path: str) -> None:
         """Reasoning is the model's own, and what a server has searched for stands in what it says of it."""
 
 
@@ -175,49 +175,49 @@ _AMONG_OUTPUTS = frozenset(
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
-def _answer(item: Object, place: str) -> dict[str, str]:
+def _answer(item: Object, path: str) -> dict[str, str]:
     """The text and the refusal of an assistant's message; neither where its parts are none."""
     content = item.get("content")
     if isinstance(content, str):
         return {"content": content}
     if content is None:
-        raise unexpected(at(place, "content"), "a text or a list of parts", content)
+        raise unexpected(at(path, "content"), "a text or a list of parts", content)
     said: dict[str, str] = {}
-    for part, part_place in objects_in(item, "content", place):
-        field, key = one_of(_OUTPUT_PARTS, part.get("type"), at(part_place, "type"))
-        said[field] = said.get(field, "") + string_in(part, key, part_place)
+    for part, part_path in objects_in(item, "content", path):
+        field, key = one_of(_OUTPUT_PARTS, part.get("type"), at(part_path, "type"))
+        said[field] = said.get(field, "") + string_in(part, key, part_path)
     return said
 
 
-def _content(item: Object, key: str, place: str, known: Mapping[str, _Translation]) -> str | list[Object]:
+def _content(item: Object, key: str, path: str, known: Mapping[str, _Translation]) -> str | list[Object]:
     """The text or the parts under a key; a single text is a string, which every server understands."""
     if isinstance(item.get(key), str):
-        return string_in(item, key, place)
-    parts = [_translated(part, known, part_place) for part, part_place in objects_in(item, key, place)]
+        return string_in(item, key, path)
+    parts = [_translated(part, known, part_path) for part, part_path in objects_in(item, key, path)]
     if not parts:
-        raise unexpected(at(place, key), "a text or a list of parts, not empty", item.get(key))
+        raise unexpected(at(path, key), "a text or a list of parts, not empty", item.get(key))
     if len(parts) == 1 and parts[0]["type"] == "text":
         return str(parts[0]["text"])
     return parts
 
 
-def _text_part(part: Object, place: str) -> Object:
-    return {"type": "text", "text": string_in(part, "text", place)}
+def _text_part(part: Object, path: str) -> Object:
+    return {"type": "text", "text": string_in(part, "text", path)}
 
 
-def _image_part(part: Object, place: str) -> Object:
-    url = string_in(part, "image_url", place)  # an uploaded file's id would mean nothing in a chat request
+def _image_part(part: Object, path: str) -> Object:
+    url = string_in(part, "image_url", path)  # an uploaded file's id would mean nothing in a chat request
     return {"type": "image_url", "image_url": {"url": url, **given(part, "detail")}}
 
 
-def _audio_part(part: Object, place: str) -> Object:
-    return {"type": "input_audio", "input_audio": object_in(part, "input_audio", place)}
+def _audio_part(part: Object, path: str) -> Object:
+    return {"type": "input_audio", "input_audio": object_in(part, "input_audio", path)}
 
 
-def _file_part(part: Object, place: str) -> Object:
+def _file_part(part: Object, path: str) -> Object:
     file = given(part, "file_id", "file_data", "filename")
     if file.keys() <= {"filename"}:
-        raise unexpected(at(place, "file_data"), "the file, or the file_id of one", None)
+        raise unexpected(at(path, "file_data"), "the file, or the file_id of one", None)
     return {"type": "file", "file": file}
 
 
@@ -240,14 +240,14 @@ def _text(text: Object) -> Object:
     return {"response_format": as_chat or None, "verbosity": text.get("verbosity")}
 
 
-def _json_schema(form: Object, place: str) -> Object:
-    schema = {"name": string_in(form, "name", place), **given(form, "schema", "strict", "description")}
+def _json_schema(form: Object, path: str) -> Object:
+    schema = {"name": string_in(form, "name", path), **given(form, "schema", "strict", "description")}
     return {"type": "json_schema", "json_schema": schema}
 
 
 _FORMATS: dict[str, _Translation] = {
-    "text": lambda form, place: {},
-    "json_object": lambda form, place: {"type": "json_object"},
+    "text": lambda form, path: {},
+    "json_object": lambda form, path: {"type": "json_object"},
     "json_schema": _json_schema,
 }
 

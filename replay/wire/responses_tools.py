@@ -39,12 +39,12 @@ class Tools:
         """The namespaces and the names there, by the name in the chat."""
         return {flat: [*pair] for pair, flat in self.named.items()}
 
-    def name(self, holder: Object, place: str) -> str:
+    def name(self, holder: Object, path: str) -> str:
         """What a tool is named in the chat that is called, or chosen; it may be one of an earlier request's."""
-        name = string_in(holder, "name", place)
+        name = string_in(holder, "name", path)
         if holder.get("namespace") is None:
             return name
-        namespace = string_in(holder, "namespace", place)
+        namespace = string_in(holder, "namespace", path)
         return self.named.get((namespace, name)) or _flat(namespace, name)
 
     def choice(self, choice: Any) -> Any:
@@ -67,12 +67,12 @@ class Tools:
         mode = string_in(choice, "mode", "tool_choice")
         allowed: list[Object] = []
         ignored: list[str] = []
-        for tool, place in objects_in(choice, "tools", "tool_choice"):
-            kind = string_in(tool, "type", place)
+        for tool, path in objects_in(choice, "tools", "tool_choice"):
+            kind = string_in(tool, "type", path)
             if kind == "namespace":
-                allowed += self._of_namespace(string_in(tool, "name", place))
+                allowed += self._of_namespace(string_in(tool, "name", path))
             elif kind in _KINDS:
-                allowed.append(_chosen(kind, self.name(tool, place)))
+                allowed.append(_chosen(kind, self.name(tool, path)))
             else:
                 ignored.append(kind)
         if ignored and not allowed:
@@ -94,35 +94,35 @@ def tools_of(body: Object) -> Tools:
     each = [*_each(body)]
     taken = {name for namespace, tool, _ in each if namespace is None and isinstance(name := tool.get("name"), str)}
     tools = Tools([], [], {})
-    for namespace, tool, place in each:
-        kind = string_in(tool, "type", place)
+    for namespace, tool, path in each:
+        kind = string_in(tool, "type", path)
         if kind not in _KINDS:
-            _ignore(tools.ignored, kind, place)
+            _ignore(tools.ignored, kind, path)
             continue
-        name = string_in(tool, "name", place)
+        name = string_in(tool, "name", path)
         if namespace is not None:
             name = tools.named.setdefault((namespace, name), _flat(namespace, name, taken))
             taken.add(name)
-        tools.listed.append({"type": kind, kind: {"name": name, **_KINDS[kind](tool, place)}})
+        tools.listed.append({"type": kind, kind: {"name": name, **_KINDS[kind](tool, path)}})
     if len(json.dumps(tools.namespaced)) > _MOST_NAMED:
         raise InvalidRequest(f"tools: expected at most {_MOST_NAMED} bytes of names in namespaces")
     return tools
 
 
 def _each(body: Object) -> Iterator[tuple[str | None, Object, str]]:
-    """The tools with their namespaces and places."""
-    for tool, place in objects_in(body, "tools"):
+    """The tools with their namespaces and paths."""
+    for tool, path in objects_in(body, "tools"):
         if tool.get("type") != "namespace":
-            yield None, tool, place
+            yield None, tool, path
             continue
-        namespace = string_in(tool, "name", place)
-        for inner, inner_place in objects_in(tool, "tools", place):
-            yield namespace, inner, inner_place
+        namespace = string_in(tool, "name", path)
+        for inner, inner_path in objects_in(tool, "tools", path):
+            yield namespace, inner, inner_path
 
 
-def _ignore(ignored: list[str], kind: str, place: str) -> None:
+def _ignore(ignored: list[str], kind: str, path: str) -> None:
     if _KIND.fullmatch(kind) is None:
-        raise unexpected(f"{place}.type", "the type of a tool", kind)
+        raise unexpected(f"{path}.type", "the type of a tool", kind)
     if kind not in ignored:
         ignored.append(kind)
     if len(ignored) > _MOST_KINDS:
@@ -146,15 +146,15 @@ def _demanded(kinds: list[str]) -> InvalidRequest:
     return InvalidRequest(f"tool_choice: expected a use of {' or '.join(_KINDS)} tools, {_ONLY_CHAT}, got {kinds[0]}")
 
 
-def _function(tool: Object, place: str) -> Object:
+def _function(tool: Object, path: str) -> Object:
     return given(tool, "description", "parameters", "strict")
 
 
-def _custom(tool: Object, place: str) -> Object:
+def _custom(tool: Object, path: str) -> Object:
     custom = given(tool, "description")
-    form = object_in(tool, "format", place)
+    form = object_in(tool, "format", path)
     if form:
-        custom["format"] = one_of(_FORMATS, form.get("type"), f"{place}.format.type")(form)
+        custom["format"] = one_of(_FORMATS, form.get("type"), f"{path}.format.type")(form)
     return custom
 
 

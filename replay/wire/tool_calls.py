@@ -2,7 +2,7 @@
 
 OpenAI numbers the calls, and sends the id and the name of one with its first fragment. Others leave the index out, or
 give all calls one; repeat id and name with every fragment, or send another id with each; leave the id empty; send the
-arguments as an object. What is read here is as OpenAI sends it: the index of a fragment is the place of its call,
+arguments as an object. What is read here is as OpenAI sends it: the index of a fragment is that of its call,
 the id comes once, and what the model wrote is a string.
 """
 
@@ -40,7 +40,7 @@ class ToolCallReader:
         if call.id is None and marks.id is not None:
             call.id = marks.id
             read["id"] = fragment["id"]
-        return {"index": call.place, **read, marks.kind: call.take(marks, fragment.get(marks.kind))}
+        return {"index": call.index, **read, marks.kind: call.take(marks, fragment.get(marks.kind))}
 
     def _call(self, marks: _Marks) -> _Call:
         """The call that a fragment is of, which it may begin."""
@@ -102,10 +102,10 @@ def _key(value: Any) -> int | str | None:
 class _Call:
     """One call: what tells whether a fragment goes on with it."""
 
-    __slots__ = ("_depth", "_escapes", "_is_quoted", "_name", "_opening", "id", "place")
+    __slots__ = ("_depth", "_escapes", "_is_quoted", "_name", "_opening", "id", "index")
 
-    def __init__(self, place: int) -> None:
-        self.place = place
+    def __init__(self, index: int) -> None:
+        self.index = index
         self.id: int | str | None = None
         self._name = ""
         self._opening = ""  # the first character of what the model has written for it

@@ -51,18 +51,18 @@ def _chunks(value: Any) -> Iterable[Any]:
     choices = objects_in(value.get("choices"))
     if not any(isinstance(choice.get("message"), dict) for choice in choices):
         return (value,)
-    numbered = [_chunk_choice(choice, place) for place, choice in enumerate(choices)]
+    numbered = [_chunk_choice(choice, index) for index, choice in enumerate(choices)]
     return (value | {"object": "chat.completion.chunk", "choices": numbered},)
 
 
-def _chunk_choice(choice: Object, place: int) -> Object:
+def _chunk_choice(choice: Object, index: int) -> Object:
     """A choice with its message as a delta; whatever is numbered in a chunk, and in a completion need not be, is."""
     delta = object_in(choice.get("message"))
     beside = {key: value for key, value in choice.items() if key not in ("message", "delta")}
     if isinstance(delta.get("tool_calls"), list):
         calls = [{"index": index, **object_in(call)} for index, call in enumerate(delta["tool_calls"])]
         delta = delta | {"tool_calls": calls}
-    return {"index": place, **beside, "delta": delta}
+    return {"index": index, **beside, "delta": delta}
 
 
 # The Responses API.
@@ -97,16 +97,16 @@ def _said(item: Object) -> Iterator[Object]:
     if call is not None:
         yield from _string(call, item, {})
     for content_index, part in enumerate(objects_in(item.get("content"))):
-        kind, place = _PARTS.get(str(part.get("type"))), {"content_index": content_index}
+        kind, address = _PARTS.get(str(part.get("type"))), {"content_index": content_index}
         begun = part if kind is None else part | {kind.field: ""}
-        yield {"type": "response.content_part.added", "part": begun, **place}
+        yield {"type": "response.content_part.added", "part": begun, **address}
         if kind is not None:
-            yield from _string(kind, part, place)
-        yield {"type": "response.content_part.done", "part": part, **place}
+            yield from _string(kind, part, address)
+        yield {"type": "response.content_part.done", "part": part, **address}
 
 
-def _string(kind: Kind, holder: Object, place: Object) -> Iterator[Object]:
+def _string(kind: Kind, holder: Object, address: Object) -> Iterator[Object]:
     """The events of a string: a piece, and the whole."""
-    beside = place | ({"logprobs": holder.get("logprobs") or []} if kind is TEXT else {})
+    beside = address | ({"logprobs": holder.get("logprobs") or []} if kind is TEXT else {})
     yield {"type": f"{kind.event}.delta", "delta": holder.get(kind.field), **beside}
     yield {"type": f"{kind.event}.done", kind.field: holder.get(kind.field), **beside}
