@@ -78,8 +78,8 @@ class MultiplexedEvents:
             return TrackStart(feed, position.seq + 1)
         if isinstance(position, EventId):
             cursor.move(index, NoEvent.BEFORE)
-            told: dict[str, Any] = {"reason": "unknown_event_id", "asked": str(position)}
-            return TrackStart(feed, 0, partial(notice, "reset", generation_id, **told))
+            reset: dict[str, Any] = {"reason": "unknown_event_id", "asked": str(position)}
+            return TrackStart(feed, 0, partial(notice, "reset", generation_id, **reset))
         if not snapshot:
             return TrackStart(feed, 0)
         log = feed.log

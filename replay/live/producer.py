@@ -76,7 +76,7 @@ class Producer:
         self._last_token_ms = 0
         self._ending = False  # the end is put; nothing may follow
         self._foreign: list[Event] = []  # what somebody else appended, as far as we were told
-        self._told = asyncio.Event()
+        self._notified = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._writer = Writer(
             store,
@@ -157,7 +157,7 @@ class Producer:
     async def _record_stream(self, decoder: Decoder) -> None:
         loop = asyncio.get_running_loop()
         recorder = self._recorder
-        async with self._upstream.stream(self._take_call()) as pieces, asyncio.timeout(None) as patience:
+        async with self._upstream.stream(self._take_call()) as pieces, asyncio.timeout(None) as deadline:
             self.answered.set()
             try:
                 granted_s: float | None = None  # for what may follow the last word; None before that
@@ -175,7 +175,7 @@ class Producer:
                     allowed_s = _AFTER_DONE_S if recorder.done else _AFTER_FINISH_S if recorder.finished else None
                     if allowed_s != granted_s:  # and not with each piece: comments may go on for ever
                         granted_s = allowed_s
-                        patience.reschedule(None if allowed_s is None else loop.time() + allowed_s)
+                        deadline.reschedule(None if allowed_s is None else loop.time() + allowed_s)
                     await self._writer.room()
             finally:
                 # A stream that is cut inside its last event may still have said it whole.
@@ -261,7 +261,7 @@ class Producer:
             # A log that was deleted was ended before that, and the news is on its way.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_NEWS_S):
-                    await self._told.wait()
+                    await self._notified.wait()
         if self._fits(self._foreign):
             feed.extend(self._foreign)
         if feed.log.complete:
@@ -279,7 +279,7 @@ class Producer:
             self.finish(Status.CANCELLED)
             return
         self._foreign = events
-        self._told.set()
+        self._notified.set()
         self._writer.check()
 
     @property

@@ -176,8 +176,8 @@ class Subscriber(StreamConnection):
         if not self._told_live:
             self._told_live = True
             last_id = self._feed.log.last_id
-            told = {"last_event_id": None if last_id is None else str(last_id)}
-            notice = self.encoding.format.notice("live", told, self._feed.cursor)
+            data = {"last_event_id": None if last_id is None else str(last_id)}
+            notice = self.encoding.format.notice("live", data, self._feed.cursor)
             self._send(self.encoding.framed(notice) if notice else b"")
         if not self._pace.batch_s and not self._full:
             self._live = True

@@ -155,7 +155,7 @@ class Transport:
             self._session = self._open()
         connection = _Connection(asyncio.timeout(None), self._idle_timeout_s)
         try:
-            async with connection.patience:
+            async with connection.deadline:
                 response = await self._session.request(
                     method,
                     self.url.with_path(self.url.raw_path.rstrip("/") + path, encoded=True, keep_query=True),
@@ -252,14 +252,14 @@ def _new_socket(address: tuple[int, int, int, str, object]) -> socket.socket:
 class _Connection:
     """The connection that a request gets, from which on the answer's head is waited for."""
 
-    patience: asyncio.Timeout
+    deadline: asyncio.Timeout
     idle_timeout_s: float
     reused: bool = False
     made_at: float = 0.0
 
     def made(self) -> None:
         self.made_at = asyncio.get_running_loop().time()
-        self.patience.reschedule(self.made_at + self.idle_timeout_s)
+        self.deadline.reschedule(self.made_at + self.idle_timeout_s)
 
     @property
     def was_just_taken_again(self) -> bool:

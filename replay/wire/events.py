@@ -238,9 +238,9 @@ def _sse_notice(name: str, data: dict[str, Any], event_id: str | None = None) ->
 
 def _line_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
     # On a line `id` is the cursor; what a snapshot's data has under that name is its generation.
-    told = {("generation_id" if key == "id" else key): value for key, value in data.items()}
+    renamed = {("generation_id" if key == "id" else key): value for key, value in data.items()}
     identity = {} if event_id is None else {"id": event_id}
-    return json.dumps({**identity, "type": name, **told}) + b"\n"
+    return json.dumps({**identity, "type": name, **renamed}) + b"\n"
 
 
 def no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:

@@ -98,5 +98,5 @@ def _block(event: Event, recording: Recording, name: bytes, cursor: bytes) -> by
 
 def notice(kind: str, generation_id: str, cursor: Cursor | None = None, **data: Any) -> bytes:
     """What concerns this reader of a generation only; with the reader's cursor, where it is to have an id."""
-    told = json.dumps({"type": kind, "generation_id": generation_id, **data})
-    return sse.block(kind.encode(), told, event_id=None if cursor is None else bytes(cursor))
+    labelled = json.dumps({"type": kind, "generation_id": generation_id, **data})
+    return sse.block(kind.encode(), labelled, event_id=None if cursor is None else bytes(cursor))

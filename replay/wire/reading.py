@@ -36,23 +36,23 @@ _ALL = -1  # parts
 class _EventReader:
     """Reads events of the Responses API as chat chunks.
 
-    A string is told up to four times: in pieces, when it is done, with its item, and with the whole response. Some
-    servers leave out the pieces, others all but the last; so it is read where it is told first.
+    A string is sent up to four times: in pieces, when it is done, with its item, and with the whole response. Some
+    servers leave out the pieces, others all but the last; so it is read where it is sent first.
     """
 
-    __slots__ = ("_called", "_names", "_told")
+    __slots__ = ("_called", "_names", "_parts")
 
     def __init__(self) -> None:
         self._names: dict[int | str, int | str] = {}  # of an item -> that by which it is known
-        self._told: dict[tuple[int | str | None, Kind], set[int]] = {}  # of an item: the parts
+        self._parts: dict[tuple[int | str | None, Kind], set[int]] = {}  # of an item: those that were read
         self._called = False
 
     def read(self, event: Object) -> Object | None:
         """An event as a chunk; None where it says nothing new."""
         event = self._known(event)
-        fresh = [retold for retold in map(self._known, _retold(event)) if self._is_new(retold, event)]
-        for told in (event, *fresh):
-            self._mark(told, event)
+        fresh = [piece for piece in map(self._known, _pieces_of(event)) if self._is_new(piece, event)]
+        for each in (event, *fresh):
+            self._mark(each, event)
         chunks = [chunk for chunk in map(as_chunk, (*fresh, event)) if chunk is not None]
         return self._joined(chunks) if chunks else None
 
@@ -70,15 +70,15 @@ class _EventReader:
         if kind is None:  # a call, with its names
             return event["type"] not in LAST or not self._called
         if event["type"] in LAST:
-            return all(other is not kind for _, other in self._told)
-        told = self._told.get((piece.get("output_index"), kind), set())
-        return not told & {_ALL, _part(piece)} if event["type"] in _DONE else not told
+            return all(other is not kind for _, other in self._parts)
+        parts = self._parts.get((piece.get("output_index"), kind), set())
+        return not parts & {_ALL, _part(piece)} if event["type"] in _DONE else not parts
 
     def _mark(self, piece: Object, event: Object) -> None:
         kind = DELTAS.get(piece["type"])
         if kind is not None:
             part = _part(piece) if event["type"] in _DONE else _ALL
-            self._told.setdefault((piece.get("output_index"), kind), set()).add(part)
+            self._parts.setdefault((piece.get("output_index"), kind), set()).add(part)
 
     def _joined(self, chunks: list[Object]) -> Object:
         """Chunks as one; a response that has called something has finished for that."""
@@ -96,8 +96,8 @@ class _EventReader:
         return last | {"choices": [choice]}
 
 
-def _retold(event: Object) -> Iterator[Object]:
-    """What an event tells as a whole, as the events that tell it in pieces."""
+def _pieces_of(event: Object) -> Iterator[Object]:
+    """What an event has as a whole, as the events that have it in pieces."""
     kind = _DONE.get(event["type"])
     if kind is not None:
         yield from _pieces(kind, event, event)

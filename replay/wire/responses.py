@@ -148,7 +148,7 @@ class Responses:
         self._ours = {"id": generation_id} | {key: request[key] for key in _OURS if key in request}
         self._source: _FromChunks | _FromEvents | None = None  # the first entry of the log tells
         self._created = False  # which is told once: by us in the background, else before the first words
-        self._told = 0
+        self._next_number = 0
 
     @property
     def response(self) -> Object:
@@ -179,8 +179,8 @@ class Responses:
     def _numbered(self, events: list[Object]) -> list[Object]:
         fresh = [event for event in events if not (self._created and event["type"] == "response.created")]
         self._created = self._created or bool(fresh)
-        first = self._told
-        self._told += len(fresh)
+        first = self._next_number
+        self._next_number += len(fresh)
         return [event | {"sequence_number": number} for number, event in enumerate(fresh, first)]
 
 
@@ -195,8 +195,8 @@ def _outcome(status: str, error: Object | None, ended_at: int) -> Object:
     if status == "cancelled" and error is None:
         return {"status": "cancelled"}
     error = error or {"code": "server_error", "message": f"The generation was {status}."}
-    told = {"code": error.get("code"), "message": error.get("message")}
-    return {"status": "cancelled" if status == "cancelled" else "failed", "error": told}
+    reported = {"code": error.get("code"), "message": error.get("message")}
+    return {"status": "cancelled" if status == "cancelled" else "failed", "error": reported}
 
 
 def _in_whole_seconds(response: Object) -> Object:
@@ -256,8 +256,8 @@ class _FromEvents:
         status = "completed" if self._response["status"] == "completed" else "incomplete"
         self._items = {whose: _ended(item, status) for whose, item in self._items.items()}
         response = object_in(event.get("response"))
-        is_told = self._response["status"] == "failed" or objects_in(response.get("output"))
-        if not response or is_told or not self._items:
+        is_listed = self._response["status"] == "failed" or objects_in(response.get("output"))
+        if not response or is_listed or not self._items:
             return event
         return event | {"response": response | {"output": self._output()}}
 

@@ -51,8 +51,8 @@ class ResponseView:
     def read(self, recording: Recording) -> None:
         """Take what the log has more."""
         for event in recording.log.events(len(self._counts)):
-            for told in self._events_of(event, recording):
-                self._blocks.append(sse.block(told["type"].encode(), json.dumps(told)))
+            for each in self._events_of(event, recording):
+                self._blocks.append(sse.block(each["type"].encode(), json.dumps(each)))
             self._counts.append(len(self._blocks))
 
     def _events_of(self, event: Event, recording: Recording) -> list[dict[str, Any]]:

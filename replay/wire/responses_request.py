@@ -139,11 +139,11 @@ class _Conversation:
 
     def add_output(self, item: Object, path: str) -> None:
         """Add what a tool has put out."""
-        content = self._told(_content(item, "output", path, _INPUT_PARTS))
+        content = self._output_text(_content(item, "output", path, _INPUT_PARTS))
         call_id = string_in(item, "call_id", path)
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
-    def _told(self, output: str | list[Object]) -> str | list[Object]:
+    def _output_text(self, output: str | list[Object]) -> str | list[Object]:
         """What a tool's message can hold of its output: text."""
         if isinstance(output, str):
             return output

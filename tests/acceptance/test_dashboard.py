@@ -145,7 +145,7 @@ async def test_list_tells_how_far_the_live_ones_are_and_who_watches(open_page, n
     tab = await open_page()
 
     cell = "document.querySelector('.rows .row .{}')?.textContent"
-    await tab.until("Number({}) === 1".format(cell.format("viewers")))
+    await tab.until("Number({}) === 1".format(cell.format("subscribers")))
     await tab.until(
         "Number({}) > 20".format(cell.format("tokens").replace("textContent", "textContent?.replace(',', '')"))
     )
@@ -578,7 +578,7 @@ async def test_stop_asks_where_others_watch(open_page, node, upstream):
     other = await open_page(f"/g/{id}")
     tab = await open_page(f"/g/{id}")
     for each in (other, tab):
-        await each.until("document.querySelector('[data-part=viewers]')?.textContent === '2'")
+        await each.until("document.querySelector('[data-part=subscribers]')?.textContent === '2'")
     stop = tab.page.locator("[data-part=stop]")
 
     await stop.click()

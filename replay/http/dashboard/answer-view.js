@@ -26,9 +26,9 @@ export class AnswerView {
   showCalls(calls) {
     const { calls: list } = this.#parts;
     while (list.children.length > calls.length) list.lastElementChild.remove();
-    for (const [place, call] of calls.entries()) {
-      if (!list.children[place]) list.append(card());
-      fill(list.children[place], call);
+    for (const [index, call] of calls.entries()) {
+      if (!list.children[index]) list.append(card());
+      fill(list.children[index], call);
     }
   }
 
@@ -116,7 +116,7 @@ function isFull(data) {
   return data.length >= LONGEST_BLOCK || (data.length >= BLOCK && data.endsWith("\n"));
 }
 
-/** How many characters of a text, from a place on, belong to the block that has `data` already. */
+/** How many characters of a text, from an index on, belong to the block that has `data` already. */
 function roomFor(text, start, data) {
   const line = text.indexOf("\n", start + Math.max(0, BLOCK - data.length - 1));
   const most = LONGEST_BLOCK - data.length;

@@ -42,7 +42,7 @@ export class Answer {
     if (delta.refusal && typeof delta.refusal === "string") added.push(this.#grow("refusal", delta.refusal));
     const calls = delta.tool_calls ?? (delta.function_call ? [{ index: 0, function: delta.function_call }] : []);
     if (Array.isArray(calls) && calls.length) {
-      for (const [place, fragment] of calls.entries()) this.#addCall(fragment, place);
+      for (const [position, fragment] of calls.entries()) this.#addCall(fragment, position);
       added.push(["toolCalls", ""]);
     }
     return added;
@@ -53,8 +53,8 @@ export class Answer {
     return [kind, piece];
   }
 
-  #addCall(fragment, place) {
-    const index = fragment.index ?? place;
+  #addCall(fragment, position) {
+    const index = fragment.index ?? position;
     let call = this.toolCalls.find((each) => each.index === index);
     if (!call) {
       call = { index, id: null, name: "", arguments: "" };

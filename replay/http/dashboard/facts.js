@@ -1,4 +1,4 @@
-/** The numbers beside an answer, from whoever knows them best: the recording, else its end, else a snapshot, a feed. */
+/** The numbers beside an answer, from whoever knows them best: the recording, else its end, else a snapshot, the activity. */
 import { age, count, moment, rate, span } from "./format.js";
 import { setText } from "./page.js";
 
@@ -6,7 +6,7 @@ const RATE_MS = 3_000; // over how long the rate of a live generation is taken
 
 /**
  * @param {Record<string, HTMLElement>} parts
- * @param {object} known what is known of the generation: `created`, `timing`, `end`, `live`, `viewers`, `tokens`
+ * @param {object} known what is known of the generation: `created`, `timing`, `end`, `live`, `subscribers`, `tokens`
  * @param {Recording} recording
  * @param {number} now unix ms, by the node's clock
  */
@@ -20,7 +20,7 @@ export function showFacts(parts, known, recording, now) {
   setText(parts.first, span(first));
   setText(parts.duration, known.created ? span(lasted) : "–");
   setText(parts.rate, rate(live ? recentRate(recording, now) : whole ? recording.rate : timing.tokens_per_second));
-  setText(parts.viewers, live ? count(known.viewers) : "–");
+  setText(parts.subscribers, live ? count(known.subscribers) : "–");
   if (known.created) {
     const old = age(now - known.created);
     setText(parts.age, old === "now" ? old : `${old} ago`);

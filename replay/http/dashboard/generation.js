@@ -29,7 +29,7 @@ const ENDINGS = {
 };
 
 export class GenerationPage {
-  #feed;
+  #activity;
   #missing;
   #parts;
   #view;
@@ -49,12 +49,12 @@ export class GenerationPage {
 
   /**
    * @param {string} id
-   * @param {Feed} feed
+   * @param {Activity} activity
    * @param {(reason: string) => void} missing called where there is no such generation
    */
-  constructor(id, feed, missing) {
+  constructor(id, activity, missing) {
     this.id = id;
-    this.#feed = feed;
+    this.#activity = activity;
     this.#missing = missing;
     const { root, parts } = fromTemplate("generation-page");
     this.element = root;
@@ -68,7 +68,7 @@ export class GenerationPage {
     parts.copy.addEventListener("click", () => copy(this.#shownText(), parts.copy));
     parts.stop.addEventListener("click", () => this.#askToStop());
     this.#share.showCommand({ live: true });
-    feed.follow();
+    activity.follow();
     this.#ticking = setInterval(() => this.#tick(), DRAW_MS);
     this.#stopFollowing = this.#follow();
   }
@@ -134,8 +134,8 @@ export class GenerationPage {
     else if (event.type !== "end" && this.#known.status === "queued") this.#learn({ status: "streaming" });
   }
 
-  #learn(told) {
-    Object.assign(this.#known, told);
+  #learn(facts) {
+    Object.assign(this.#known, facts);
     const { model, status } = this.#known;
     this.#known.live = status === "queued" || status === "streaming";
     setText(this.#parts.model, model || "no model");
@@ -211,8 +211,8 @@ export class GenerationPage {
   #tick() {
     if (document.hidden || this.#left) return;
     const now = this.#now();
-    this.#known.viewers = Math.max(1, this.#feed.viewers(this.id)); // whoever sees this watches
-    this.#known.tokens = this.#feed.tokens(this.id)?.tokens;
+    this.#known.subscribers = Math.max(1, this.#activity.subscribers(this.id)); // whoever sees this watches
+    this.#known.tokens = this.#activity.tokens(this.id)?.tokens;
     if (!this.#player) showFacts(this.#parts, this.#known, this.#recording, now);
     if (this.#player || !this.#recording.length) return;
     this.#plot.draw(this.#recording, this.#known.live ? now - this.#recording.begun : this.#recording.duration);
@@ -252,7 +252,7 @@ export class GenerationPage {
 
   /** Stop at once where nobody else watches; else ask, since it is stopped for all. */
   #askToStop() {
-    const others = (this.#known.viewers ?? 1) - 1;
+    const others = (this.#known.subscribers ?? 1) - 1;
     if (others < 1 || this.#confirming) {
       void this.#stop();
       return;

@@ -1,4 +1,4 @@
-/** The list of generations: live ones first, then the newest; it follows the feed and asks for nothing twice. */
+/** The list of generations: live ones first, then the newest; it follows the activity and asks for nothing twice. */
 import { counted } from "./format.js";
 import { announce, element, fromTemplate, note } from "./page.js";
 import { LIVE, listGenerations } from "./node.js";
@@ -12,7 +12,7 @@ const TYPING_MS = 300; // after the last letter the node is asked too: it knows 
 
 export class ListPage {
   title = "Generations · replay";
-  #feed;
+  #activity;
   #start;
   #parts;
   #form;
@@ -25,11 +25,11 @@ export class ListPage {
   #focused = null;
 
   /**
-   * @param {Feed} feed
+   * @param {Activity} activity
    * @param {() => void} start opens the form that starts a generation
    */
-  constructor(feed, start) {
-    this.#feed = feed;
+  constructor(activity, start) {
+    this.#activity = activity;
     this.#start = start;
     const { root, parts } = fromTemplate("list-page");
     this.element = root;
@@ -40,9 +40,9 @@ export class ListPage {
     this.#form.elements.status.addEventListener("change", () => this.load());
     this.#form.elements.text.addEventListener("input", () => this.#type());
     parts.more.addEventListener("click", () => this.#loadMore());
-    feed.listen({
+    activity.listen({
       changed: (change) => this.#change(change),
-      progressed: () => this.#eachLive((row) => row.progress(feed)),
+      progressed: () => this.#eachLive((row) => row.progress(activity)),
       lost: () => this.load(),
     });
     setInterval(() => this.#tick(), 1000);
@@ -60,7 +60,7 @@ export class ListPage {
     this.#focused = this.element.contains(document.activeElement) ? document.activeElement : null;
   }
 
-  /** Load the list anew, and follow the feed from there; tries again until the node answers. */
+  /** Load the list anew, and follow the activity from there; tries again until the node answers. */
   async load() {
     const load = ++this.#loads;
     for (let pause = 1000; load === this.#loads; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
@@ -85,7 +85,7 @@ export class ListPage {
     for (const group of Object.values(this.#groups)) group.clear();
     this.#next = page.next;
     this.#add([...live.generations, ...page.generations]);
-    this.#feed.follow(live.feed_cursor);
+    this.#activity.follow(live.feed_cursor);
   }
 
   async #loadMore() {
@@ -135,9 +135,9 @@ export class ListPage {
     this.#rows.delete(row.id);
   }
 
-  #update(row, told) {
+  #update(row, facts) {
     const before = this.#groupOf(row);
-    row.update(told);
+    row.update(facts);
     const group = this.#groupOf(row);
     if (group === before) return;
     const focused = row.element.contains(document.activeElement) ? document.activeElement : null;
@@ -220,11 +220,11 @@ class Group {
   }
 
   add(rows) {
-    // Newest first is how lists come and how feeds grow: the place is nearly always one of the two ends.
+    // Newest first is how lists come and how the activity grows: the index is nearly always one of the two ends.
     for (const row of rows.sort((one, other) => (one.isBefore(other) ? -1 : 1))) {
-      const place = this.#placeOf(row);
-      this.#element.insertBefore(row.element, this.rows[place]?.element ?? null);
-      this.rows.splice(place, 0, row);
+      const index = this.#indexOf(row);
+      this.#element.insertBefore(row.element, this.rows[index]?.element ?? null);
+      this.rows.splice(index, 0, row);
     }
   }
 
@@ -238,7 +238,7 @@ class Group {
     this.#element.replaceChildren();
   }
 
-  #placeOf(row) {
+  #indexOf(row) {
     let [low, high] = [0, this.rows.length];
     while (low < high) {
       const middle = (low + high) >> 1;

@@ -1,5 +1,5 @@
 /** The page: which view an address shows, and the keys that lead from one to another. */
-import { Feed } from "./feed.js";
+import { Activity } from "./activity.js";
 import { GenerationPage } from "./generation.js";
 import { ListPage } from "./list.js";
 import { announce, fromTemplate, setText } from "./page.js";
@@ -15,7 +15,7 @@ const CONNECTION = {
 
 const content = document.getElementById("content");
 const connection = document.getElementById("connection");
-const feed = new Feed();
+const activity = new Activity();
 const form = new StartForm((id) => go(`/g/${encodeURIComponent(id)}`));
 let list = null; // kept while a generation is shown: the way back costs nothing and leads to the same place
 let shown = null;
@@ -25,9 +25,9 @@ function route() {
   routed = location.pathname;
   const [, id] = /^\/g\/([^/]+)\/?$/.exec(location.pathname) ?? [];
   if (id === undefined) {
-    list ??= new ListPage(feed, () => form.open());
+    list ??= new ListPage(activity, () => form.open());
     display(list);
-  } else display(new GenerationPage(decode(id), feed, missing));
+  } else display(new GenerationPage(decode(id), activity, missing));
 }
 
 function display(view) {
@@ -83,10 +83,10 @@ const STEPS = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 };
 /** From one generation of the list to the next; arrows scroll until one of them has the focus. */
 function step(event, by) {
   const links = [...content.querySelectorAll(".row:not([hidden]) .row-link")];
-  const place = links.indexOf(document.activeElement);
-  if (place < 0 && event.key.startsWith("Arrow")) return;
+  const index = links.indexOf(document.activeElement);
+  if (index < 0 && event.key.startsWith("Arrow")) return;
   event.preventDefault();
-  links[Math.min(links.length - 1, Math.max(0, place + by))]?.focus();
+  links[Math.min(links.length - 1, Math.max(0, index + by))]?.focus();
 }
 
 function openForm(event) {
@@ -99,7 +99,7 @@ function search(event) {
   content.querySelector("input[type=search]").focus();
 }
 
-feed.listen({
+activity.listen({
   entered: (state) => {
     connection.dataset.state = state;
     setText(connection, CONNECTION[state]);

@@ -104,8 +104,8 @@ function path(recording, scale, values) {
   for (let x = scale.left; x <= scale.right; x += STEP_PX) {
     const ms = scale.ms(x);
     if (ms > recording.duration) break;
-    const place = recording.countAt(ms);
-    const next = scale.y(place ? values[place - 1] : 0);
+    const count = recording.countAt(ms);
+    const next = scale.y(count ? values[count - 1] : 0);
     if (next !== height) points.push(`L${x} ${height.toFixed(1)}`, `L${x} ${next.toFixed(1)}`);
     height = next;
   }
@@ -121,8 +121,8 @@ function stallMark({ from, to }, scale) {
   const mark = draw("g", { class: "plot-stall" }, draw("title", {}, words));
   mark.append(draw("rect", { x: left, y: top, width: Math.max(1, right - left), height: bottom - top }));
   if (right - left > 44) {
-    const place = { x: (left + right) / 2, y: top + 13, "text-anchor": "middle" };
-    mark.append(draw("text", place, span(to - from)));
+    const attributes = { x: (left + right) / 2, y: top + 13, "text-anchor": "middle" };
+    mark.append(draw("text", attributes, span(to - from)));
   }
   return mark;
 }
@@ -132,10 +132,10 @@ function firstMark(recording, scale) {
   if (ms === null) return [];
   const x = scale.x(ms);
   const late = x > (scale.left + scale.right) / 2;
-  const place = { x: x + (late ? -4 : 4), y: scale.top - 5, "text-anchor": late ? "end" : "start" };
+  const attributes = { x: x + (late ? -4 : 4), y: scale.top - 5, "text-anchor": late ? "end" : "start" };
   return [
     draw("line", { class: "plot-first", x1: x, x2: x, y1: scale.top - 10, y2: scale.bottom }),
-    draw("text", { class: "plot-first-text", ...place }, `first token ${span(ms)}`),
+    draw("text", { class: "plot-first-text", ...attributes }, `first token ${span(ms)}`),
   ];
 }
 

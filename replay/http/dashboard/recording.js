@@ -19,10 +19,10 @@ export class Recording {
   end = null;
   notice = null;
   #answer = new Answer();
-  #calls = []; // [place, event] of those that carry fragments of tool calls
+  #calls = []; // [index, event] of those that carry fragments of tool calls
   #ahead = new Map(); // seq -> event that came before those before it
   #lastId = "-1";
-  #folded = { count: 0, place: 0, answer: new Answer() }; // the tool calls of the moment that was asked for last
+  #folded = { count: 0, index: 0, answer: new Answer() }; // the tool calls of the moment that was asked for last
 
   get length() {
     return this.times.length;
@@ -92,8 +92,8 @@ export class Recording {
 
   /** Time to the first token, or null. */
   get first() {
-    const place = this.tokens.findIndex((tokens) => tokens > 0);
-    return place < 0 ? null : this.times[place];
+    const index = this.tokens.findIndex((tokens) => tokens > 0);
+    return index < 0 ? null : this.times[index];
   }
 
   /** Tokens a second between the first token and the last. */
@@ -110,12 +110,12 @@ export class Recording {
    * @returns {{from: number, to: number}[]}
    */
   stalls(now) {
-    const times = this.times.filter((_, place) => this.outputs[place] > (this.outputs[place - 1] ?? 0));
-    const gaps = times.slice(1).map((time, place) => time - times[place]);
+    const times = this.times.filter((_, index) => this.outputs[index] > (this.outputs[index - 1] ?? 0));
+    const gaps = times.slice(1).map((time, index) => time - times[index]);
     const usual = Float64Array.from(gaps).sort()[gaps.length >> 1] ?? 0;
     const least = Math.max(LEAST_STALL_MS, STALL_GAPS * usual);
     if (times.length && !this.complete) times.push(now);
-    return times.slice(1).flatMap((to, place) => (to - times[place] > least ? [{ from: times[place], to }] : []));
+    return times.slice(1).flatMap((to, index) => (to - times[index] > least ? [{ from: times[index], to }] : []));
   }
 
   #take(event) {
@@ -132,17 +132,17 @@ export class Recording {
   }
 
   #callsAfter(count) {
-    if (count < this.#folded.count) this.#folded = { count: 0, place: 0, answer: new Answer() };
+    if (count < this.#folded.count) this.#folded = { count: 0, index: 0, answer: new Answer() };
     const folded = this.#folded;
-    for (; folded.place < this.#calls.length && this.#calls[folded.place][0] < count; folded.place++) {
-      folded.answer.add(this.#calls[folded.place][1]);
+    for (; folded.index < this.#calls.length && this.#calls[folded.index][0] < count; folded.index++) {
+      folded.answer.add(this.#calls[folded.index][1]);
     }
     folded.count = count;
     return folded.answer.toolCalls;
   }
 }
 
-/** The first place of a rising list that has a value. */
+/** The first index of a rising list that has a value. */
 function lowest(rising, value) {
   let [low, high] = [0, rising.length];
   while (low < high) {

@@ -89,7 +89,7 @@ export function followAll(ids, options = {}) {
  * @param {string} [options.base]
  * @returns {() => void} stops following
  */
-export function followFeed({ onChange, onProgress, onReset, onState, after, base = HERE }) {
+export function followActivity({ onChange, onProgress, onReset, onState, after, base = HERE }) {
   const names = ["created", "first_token", "ended", "deleted", "progress", "live", "reset"];
   const hear = (name, data, cursor) => {
     if (name === "live") onState?.("live", {});
@@ -181,7 +181,7 @@ class Story {
     this.id = id;
     this.#pace = pace;
     this.#alone = alone;
-    this.#tell = (name, ...told) => options[name]?.(...told, id);
+    this.#tell = (name, ...facts) => options[name]?.(...facts, id);
     if (options.after && alone) this.#lastSeq = seqOf(options.after);
   }
 

@@ -4,8 +4,8 @@ import { element, setText } from "./page.js";
 
 export const LIVE_STATUSES = new Set(["queued", "streaming"]);
 const RATE_MS = 3_000; // over how long the rate of a live generation is taken
-const CELLS = ["model", "age", "tokens", "rate", "first", "viewers"];
-const LABELS = { tokens: "tokens", rate: "tokens/s", first: "to first token", viewers: "viewers" };
+const CELLS = ["model", "age", "tokens", "rate", "first", "subscribers"];
+const LABELS = { tokens: "tokens", rate: "tokens/s", first: "to first token", subscribers: "subscribers" };
 
 export class Row {
   #samples = []; // [time, tokens] of a live generation, the last seconds
@@ -13,7 +13,7 @@ export class Row {
   #chip = element("span", { class: "chip" });
   #hay = "";
 
-  /** @param {object} generation as the list or the feed tells it */
+  /** @param {object} generation as the list or an event of the activity has it */
   constructor(generation) {
     this.id = generation.id;
     this.created = generation.created * 1000;
@@ -25,34 +25,34 @@ export class Row {
     return LIVE_STATUSES.has(this.status);
   }
 
-  /** Take over what is told; an ended generation never becomes live again, however late an old event comes. */
-  update(told) {
-    if (this.status && !this.live && LIVE_STATUSES.has(told.status)) return;
-    this.status = told.status;
-    this.model = told.model ?? this.model ?? "";
-    this.metadata = told.metadata ?? this.metadata ?? {};
-    this.tokens = told.tokens ?? this.tokens ?? null;
-    this.first = told.ttft_ms ?? this.first ?? null;
-    this.lasted = told.duration_ms ?? (told.ended ? told.ended * 1000 - this.created : null);
-    this.viewers = told.subscribers ?? this.viewers ?? 0;
+  /** Take over facts; an ended generation never becomes live again, however late an old event comes. */
+  update(facts) {
+    if (this.status && !this.live && LIVE_STATUSES.has(facts.status)) return;
+    this.status = facts.status;
+    this.model = facts.model ?? this.model ?? "";
+    this.metadata = facts.metadata ?? this.metadata ?? {};
+    this.tokens = facts.tokens ?? this.tokens ?? null;
+    this.first = facts.ttft_ms ?? this.first ?? null;
+    this.lasted = facts.duration_ms ?? (facts.ended ? facts.ended * 1000 - this.created : null);
+    this.subscribers = facts.subscribers ?? this.subscribers ?? 0;
     this.#hay = [this.id, this.model, ...Object.values(this.metadata).map(asText)].join("\n").toLowerCase();
     this.#chip.dataset.status = this.status;
     setText(this.#chip, this.status);
-    this.#chip.title = told.error?.code ?? "";
+    this.#chip.title = facts.error?.code ?? "";
     setText(this.#cells.model, this.model);
     this.show();
   }
 
   /** Take over how far a live generation is. */
-  progress(feed) {
+  progress(activity) {
     if (!this.live) return;
-    this.viewers = feed.viewers(this.id);
-    const told = feed.tokens(this.id);
-    if (told) {
-      this.tokens = told.tokens;
-      this.first = told.ttft ?? this.first;
-      this.#samples.push([told.at, told.tokens]);
-      while (this.#samples.length > 2 && told.at - this.#samples[0][0] > RATE_MS) this.#samples.shift();
+    this.subscribers = activity.subscribers(this.id);
+    const progress = activity.tokens(this.id);
+    if (progress) {
+      this.tokens = progress.tokens;
+      this.first = progress.ttft ?? this.first;
+      this.#samples.push([progress.at, progress.tokens]);
+      while (this.#samples.length > 2 && progress.at - this.#samples[0][0] > RATE_MS) this.#samples.shift();
     }
     this.show();
   }
@@ -64,7 +64,7 @@ export class Row {
     setText(this.#cells.tokens, count(this.tokens));
     setText(this.#cells.rate, rate(this.#rate()));
     setText(this.#cells.first, span(this.first));
-    setText(this.#cells.viewers, this.live ? count(this.viewers) : "–");
+    setText(this.#cells.subscribers, this.live ? count(this.subscribers) : "–");
   }
 
   /** Whether the row is one of those that are looked for. */

@@ -1,15 +1,15 @@
 /**
- * The one feed of this tab, which all views share: what becomes of generations, how far they are, and who watches.
+ * The activity that all views of this tab share: what becomes of generations, how far they are, and who follows them.
  *
  * A tab that nobody looks at lets go of it, since a browser allows six connections to a host; looked at again, it
  * goes on from its cursor.
  */
-import { followFeed } from "../replay.js";
+import { followActivity } from "../replay.js";
 
 const HIDDEN_MS = 10_000; // somebody who only looks something up in another tab is soon back
 const HEARD_MS = 5_000; // a node that has said nothing for so long produces nothing, or is gone
 
-export class Feed {
+export class Activity {
   #listeners = new Set();
   #cursor = null;
   #stop = null;
@@ -23,7 +23,7 @@ export class Feed {
   }
 
   /**
-   * Be told of changes, progress, states, and of a feed that has lost its place.
+   * Hear of changes, progress, states, and of a cursor that is lost.
    *
    * @param {{changed?: Function, progressed?: Function, entered?: Function, lost?: Function}} listener
    * @returns {() => void} no more
@@ -49,8 +49,8 @@ export class Feed {
     return null;
   }
 
-  /** Who watches a generation, on all nodes. */
-  viewers(id) {
+  /** How many follow a generation, on all nodes. */
+  subscribers(id) {
     return this.#heard().reduce((sum, { watching }) => sum + (watching[id] ?? 0), 0);
   }
 
@@ -61,7 +61,7 @@ export class Feed {
 
   #open() {
     this.#stop?.();
-    this.#stop = followFeed({
+    this.#stop = followActivity({
       after: this.#cursor,
       onChange: (change) => {
         this.#cursor = change.cursor ?? this.#cursor;
@@ -90,7 +90,7 @@ export class Feed {
     } else if (!this.#stop) this.#open();
   }
 
-  #tell(name, ...told) {
-    for (const listener of this.#listeners) listener[name]?.(...told);
+  #tell(name, ...facts) {
+    for (const listener of this.#listeners) listener[name]?.(...facts);
   }
 }
