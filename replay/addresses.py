@@ -14,8 +14,8 @@ from replay.errors import AddressInUse, InvalidSetting, ReplayError
 def check(host: str, port: int) -> None:
     """Find out whether this can be listened on; raises AddressInUse, and InvalidSetting where it never can."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, *_, address in found:
+        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in candidates:
             _bind(family, address)
     except (OSError, UnicodeError) as error:
         raise refusal(host, port, error) from error
@@ -69,6 +69,6 @@ def is_only_loopback(host: str) -> bool:
     if is_loopback(host):
         return True
     with suppress(OSError):  # which listening will tell
-        found = {str(address[0]) for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-        return all(map(is_loopback, found))
+        names = {str(address[0]) for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        return all(map(is_loopback, names))
     return False

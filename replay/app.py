@@ -188,11 +188,11 @@ class App:
 
     async def _release_subscribers(self) -> None:
         """Cut the readers, spread over a while: a thousand that come back at once are a storm elsewhere."""
-        waiting = list(self.hub.subscribers)
-        random.shuffle(waiting)
-        for subscriber in waiting:
+        subscribers = list(self.hub.subscribers)
+        random.shuffle(subscribers)
+        for subscriber in subscribers:
             if subscriber in self.hub.subscribers:
-                await asyncio.sleep(self.settings.drain_spread_s / len(waiting))
+                await asyncio.sleep(self.settings.drain_spread_s / len(subscribers))
                 subscriber.abort()
 
     def _cut_subscribers(self) -> None:
@@ -220,8 +220,8 @@ def build_upstream(settings: Settings, environ: Mapping[str, str] = os.environ) 
     redaction = Redaction(config.secrets(settings, environ))
     url = settings.upstream_url or environ.get("OPENAI_BASE_URL") or None  # set to nothing it is not set
     key = settings.upstream_api_key or environ.get("OPENAI_API_KEY") or None
-    named = [row for row in re.split(r"[;\n]", settings.upstreams or "") if row.strip()]
-    rows = [_upstream_row(number, row, settings, redaction, environ) for number, row in enumerate(named, 1)]
+    lines = [row for row in re.split(r"[;\n]", settings.upstreams or "") if row.strip()]
+    rows = [_upstream_row(number, row, settings, redaction, environ) for number, row in enumerate(lines, 1)]
     if url is not None or key is not None:
         account = {
             header: environ[name]

@@ -228,9 +228,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for setting in fields(Settings):
         if setting.metadata["secret"]:
             continue
-        shown = "" if setting.default in (None, (), MISSING) else f" (default {in_words(setting)})"
+        default = "" if setting.default in (None, (), MISSING) else f" (default {in_words(setting)})"
         parser.add_argument(
-            flag(setting), dest=setting.name, metavar="…", help=setting.metadata["help"].replace("%", "%%") + shown
+            flag(setting), dest=setting.name, metavar="…", help=setting.metadata["help"].replace("%", "%%") + default
         )
 
 
@@ -270,15 +270,15 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
 
 def secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[str]:
     """The keys and passwords that the settings name, and those of proxies, as they are sent."""
-    found = {environ.get("OPENAI_API_KEY")}
-    found |= {getattr(settings, setting.name) for setting in fields(settings) if setting.metadata["secret"]}
+    texts = {environ.get("OPENAI_API_KEY")}
+    texts |= {getattr(settings, setting.name) for setting in fields(settings) if setting.metadata["secret"]}
     rows = (settings.upstreams or "").replace(";", " ").split()
-    found |= {environ.get(word) for word in rows}  # a row names the variable that holds its key
+    texts |= {environ.get(word) for word in rows}  # a row names the variable that holds its key
     proxies = [value for name, value in environ.items() if name.lower().endswith("_proxy")]
     urls = [settings.valkey_url, settings.upstream_url, environ.get("OPENAI_BASE_URL"), *rows, *proxies]
     for url in filter(None, urls):
-        found |= secrets_in_url(url)
-    return {text for text in found if text}
+        texts |= secrets_in_url(url)
+    return {text for text in texts if text}
 
 
 def _parse(hint: Any, text: str, source: str) -> Any:

@@ -87,14 +87,14 @@ def _spellings(secret: str) -> Iterator[str]:
 
 def secrets_in_headers(values: Iterable[str]) -> set[str]:
     """The secrets in values of headers such as `Authorization`: with their scheme, without it, and Basic's decoded."""
-    found = set()
+    secrets = set()
     for value in values:
         scheme, _, secret = value.strip().rpartition(" ")
-        found |= {value, secret}
+        secrets |= {value, secret}
         if scheme.lower() == "basic":
             login = _decoded(secret)
-            found |= {login, login.partition(":")[2]}
-    return found
+            secrets |= {login, login.partition(":")[2]}
+    return secrets
 
 
 def secrets_in_url(url: str) -> set[str]:

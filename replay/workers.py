@@ -119,11 +119,11 @@ class Workers:
             for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
                 address = (address[0], port, *address[2:])
                 socket.create_server(address, family=family).close()  # else another service could share it unnoticed
-                held = socket.socket(family, socket.SOCK_STREAM)
-                self._parts.callback(held.close)
-                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                held.bind(address)
-                port = held.getsockname()[1]
+                listener = socket.socket(family, socket.SOCK_STREAM)
+                self._parts.callback(listener.close)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                listener.bind(address)
+                port = listener.getsockname()[1]
         except (OSError, UnicodeError) as error:
             raise addresses.refusal(host, port, error) from error
         return port

@@ -46,10 +46,10 @@ def _spoken(delta: dict[str, Any]) -> Iterator[Aside]:
 
 
 def _called(call: dict[str, Any]) -> Iterator[Aside]:
-    for called in _objects([call.get("function"), call.get("custom")]):
-        text = called.get("arguments") or called.get("input") or ""
-        shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-        yield Aside(("call", call.get("index")), f"-> {called.get('name')} ", shown)
+    for function in _objects([call.get("function"), call.get("custom")]):
+        text = function.get("arguments") or function.get("input") or ""
+        words = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+        yield Aside(("call", call.get("index")), f"-> {function.get('name')} ", words)
 
 
 def _objects(values: Any) -> Iterator[dict[str, Any]]:

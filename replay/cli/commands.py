@@ -67,7 +67,7 @@ def _come_back(generation_id: str, arguments: argparse.Namespace) -> str:
 def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exit:
     """List generations, and say whether there are more, unless it is a program that asked for so many."""
     limit = None if arguments.all else USUAL_LIMIT if arguments.limit is None else arguments.limit
-    found = client.list(
+    listing = client.list(
         status=arguments.status,
         model=arguments.model,
         metadata=dict(arguments.metadata),
@@ -76,7 +76,7 @@ def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exi
         until=arguments.until,
         limit=None if limit is None else limit + 1,  # the one too many tells that there is more
     )
-    generations = islice(found, limit)
+    generations = islice(listing, limit)
     if arguments.json:
         for generation in generations:
             terminal.write(json.dumps(generation.raw, ensure_ascii=False) + "\n")
@@ -85,7 +85,7 @@ def ls(client: Client, arguments: argparse.Namespace, terminal: Terminal) -> Exi
     else:
         for generation in generations:
             terminal.write(plain_line(generation) + "\n")
-    if (terminal.decorated or arguments.limit is None) and next(found, None) is not None:
+    if (terminal.decorated or arguments.limit is None) and next(listing, None) is not None:
         terminal.complain(f"there are more than {limit:,}: --limit N shows N, --all shows all")
     return Exit.DONE
 

@@ -91,5 +91,5 @@ def read(kind: type[T], raw: dict[str, Any], **derived: Any) -> T:
 
     What a newer service sends besides stays in `raw`.
     """
-    known = {field.name: raw[field.name] for field in fields(kind) if field.name in raw}
-    return kind(**{**known, **derived, "raw": raw})
+    members = {field.name: raw[field.name] for field in fields(kind) if field.name in raw}
+    return kind(**{**members, **derived, "raw": raw})

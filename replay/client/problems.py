@@ -47,8 +47,8 @@ def error_of(outcome: Outcome) -> ReplayError:
         kind = Unreachable if may_pass(outcome) else UnexpectedAnswer
         return kind(f"expected an answer of the service, got status {outcome.status} from something else")
     detail, code = str(problem.get("detail")), str(problem.get("code"))
-    known = _ERRORS.get(code)
-    return UnknownProblem(detail, status=outcome.status, code=code) if known is None else known(detail)
+    error_class = _ERRORS.get(code)
+    return UnknownProblem(detail, status=outcome.status, code=code) if error_class is None else error_class(detail)
 
 
 def may_pass(outcome: Outcome) -> bool:

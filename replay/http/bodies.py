@@ -56,7 +56,7 @@ class Bodies:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._held = 0  # bytes of large ones beyond what is anybody's
+        self._bytes = 0  # bytes of large ones beyond what is anybody's
         self._trees = asyncio.Semaphore(_MOST_TREES)
 
     @asynccontextmanager
@@ -95,8 +95,8 @@ class Bodies:
 
     def hold(self, more: int) -> None:
         """Count bytes that a large body takes more, or, below 0, gives back; raises Overloaded."""
-        self._held += more
-        if more > 0 and self._held > self._settings.max_bodies_bytes:
+        self._bytes += more
+        if more > 0 and self._bytes > self._settings.max_bodies_bytes:
             raise Overloaded(_TRY_AGAIN)
 
     @asynccontextmanager
@@ -118,19 +118,19 @@ class _Share:
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
-        self._taken = 0
+        self._bytes = 0
 
     def grow_to(self, size: int) -> None:
         """Take more; raises Overloaded."""
-        more = max(0, size - AT_ONCE) - self._taken
-        self._taken += more
+        more = max(0, size - AT_ONCE) - self._bytes
+        self._bytes += more
         self._bodies.hold(more)
 
     def __enter__(self) -> _Share:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bodies.hold(-self._taken)
+        self._bodies.hold(-self._bytes)
 
 
 def shown(value: Any) -> str:

@@ -136,8 +136,8 @@ def _format(request: web.Request) -> Format | None:
 
 def cursor_of(request: web.Request) -> str | None:
     """The header, else the query, where libraries spell it in several ways."""
-    spelt = (request.query.get(name) for name in ("after", "last_event_id", "lastEventId"))
-    return request.headers.get("Last-Event-ID") or next(filter(None, spelt), None)
+    spellings = (request.query.get(name) for name in ("after", "last_event_id", "lastEventId"))
+    return request.headers.get("Last-Event-ID") or next(filter(None, spellings), None)
 
 
 def event_id_of(request: web.Request) -> EventId | str | None:

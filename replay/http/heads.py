@@ -43,8 +43,8 @@ class Heads:
             self._ends_with_empty_line = not self._body
             rest = self._behind_body(rest)
         if rest is None and ended and self._ends_with_empty_line:
-            seen = self._last + data  # and no part of a head has an empty line in it
-            rest = _behind(seen, seen.rfind(_END))
+            head = self._last + data  # and no part of a head has an empty line in it
+            rest = _behind(head, head.rfind(_END))
         self._begin(rest)
         self._last = (self._last + data[-_SPLIT:])[-_SPLIT:]
 
@@ -56,16 +56,16 @@ class Heads:
         if data is None or self._body is None:
             self._body = None
             return None
-        taken = min(self._body, len(data))
-        self._body -= taken
-        return data[taken:]
+        count = min(self._body, len(data))
+        self._body -= count
+        return data[count:]
 
     def _behind_head(self, data: bytes | None) -> bytes | None:
         if data is None or self.unfinished is None:
             return None
-        seen = self._last + data if self.unfinished else data.lstrip(_EMPTY)
+        head = self._last + data if self.unfinished else data.lstrip(_EMPTY)
         self.unfinished = 0
-        return _behind(seen, seen.find(_END))
+        return _behind(head, head.find(_END))
 
     def _begin(self, rest: bytes | None) -> None:
         if rest is None:

@@ -196,12 +196,12 @@ class Completions:
     async def model(self, request: web.Request) -> web.Response:
         """One of them; raises ModelNotFound."""
         service = self._service
-        wanted = request.match_info["model"]
-        listed = await service.upstream.models(credentials_of(request, service.settings))
-        for model in listed["data"]:
-            if model["id"] == wanted:
+        name = request.match_info["model"]
+        models = await service.upstream.models(credentials_of(request, service.settings))
+        for model in models["data"]:
+            if model["id"] == name:
                 return answer_json(model)
-        raise ModelNotFound(f"model {wanted[:100]!r} is not listed by the upstream")
+        raise ModelNotFound(f"model {name[:100]!r} is not listed by the upstream")
 
 
 async def kept_request(service: OpenAIService, feed: Feed) -> dict[str, Any]:
@@ -212,8 +212,8 @@ async def kept_request(service: OpenAIService, feed: Feed) -> dict[str, Any]:
             f"the request of {feed.generation_id!r} was not kept: `store` was false, or it is larger than "
             f"{service.settings.max_kept_request_bytes} bytes (--max-kept-request-bytes)"
         )
-    kept: dict[str, Any] = json.loads(raw)
-    return kept
+    body: dict[str, Any] = json.loads(raw)
+    return body
 
 
 def take_flag(body: dict[str, Any], name: str) -> bool:

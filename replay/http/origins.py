@@ -90,14 +90,14 @@ class Origins:
         }
 
     def _check_host(self, request: web.Request) -> None:
-        given = request.headers.get("Host")
-        if not self._hosts_matter or given is None:  # no browser leaves it out
+        host = request.headers.get("Host")
+        if not self._hosts_matter or host is None:  # no browser leaves it out
             return
-        name = _name_in(given)
+        name = _name_in(host)
         if name is None:
             raise InvalidRequest("Host: expected a host, with or without a port")
         if not (is_loopback(name) or name == self._host or self._is_known_host(name)):
-            raise Misdirected(f"Host {given[:100]!r}: expected a loopback name, or one of --host and --allowed-hosts")
+            raise Misdirected(f"Host {host[:100]!r}: expected a loopback name, or one of --host and --allowed-hosts")
 
     def _is_known_host(self, name: str) -> bool:
         if not self._on_loopback and _is_address(name):  # which nobody can make mean something else
@@ -113,13 +113,13 @@ class Origins:
         nothing = request.match_info.http_exception
         if not isinstance(nothing, web.HTTPMethodNotAllowed):
             raise nothing or web.HTTPNotFound
-        allowed = ", ".join(sorted(nothing.allowed_methods | {"OPTIONS"}))
-        answer = web.Response(status=HTTPStatus.NO_CONTENT, headers={"Allow": allowed})
+        methods = ", ".join(sorted(nothing.allowed_methods | {"OPTIONS"}))
+        answer = web.Response(status=HTTPStatus.NO_CONTENT, headers={"Allow": methods})
         if self._is_allowed(request.headers.get("Origin")) and "Access-Control-Request-Method" in request.headers:
-            answer.headers["Access-Control-Allow-Methods"] = allowed
+            answer.headers["Access-Control-Allow-Methods"] = methods
             # Whatever it wants to send: no header of ours is a secret that a page could guess.
-            asked = request.headers.get("Access-Control-Request-Headers", "")
-            answer.headers["Access-Control-Allow-Headers"] = asked
+            names = request.headers.get("Access-Control-Request-Headers", "")
+            answer.headers["Access-Control-Allow-Headers"] = names
             answer.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_S)
         return answer
 
@@ -160,19 +160,19 @@ def _authority_of(url: str) -> tuple[str, int | None] | None:
 
 def _authority(host: str, url: str) -> tuple[str, int | None] | None:
     """Host and port; the port is that of the URL's scheme where none is named."""
-    found = _HOST.fullmatch(host)
-    if found is None:
+    match = _HOST.fullmatch(host)
+    if match is None:
         return None
     scheme = url.partition("://")[0].lower()
-    port = int(found["port"]) if found["port"] else _DEFAULT_PORTS.get(scheme)
-    return (found["literal"] or found["name"]).lower(), port
+    port = int(match["port"]) if match["port"] else _DEFAULT_PORTS.get(scheme)
+    return (match["literal"] or match["name"]).lower(), port
 
 
 @lru_cache(maxsize=256)
 def _name_in(host: str) -> str | None:
     """The name or address in a `Host`, in lower case; None where it is none."""
-    found = _HOST.fullmatch(host)
-    return None if found is None else (found["literal"] or found["name"]).lower().removesuffix(".")
+    match = _HOST.fullmatch(host)
+    return None if match is None else (match["literal"] or match["name"]).lower().removesuffix(".")
 
 
 def _is_address(name: str) -> bool:

@@ -114,12 +114,12 @@ class ResponseCalls:
     async def _said(self, previous: str) -> list[Any]:
         try:
             feed = await self._service.hub.open(previous)
-            kept = await kept_request(self._service, feed)
+            request = await kept_request(self._service, feed)
         except GenerationNotFound as error:
             raise PreviousResponseNotFound(f"previous_response_id: {error}") from error
-        if not feed.completed or "input" not in kept:
+        if not feed.completed or "input" not in request:
             raise PreviousResponseNotFound(f"previous_response_id: {previous!r} is no response that has completed")
-        return [*_items(kept["input"]), *map(_as_input, filter(_is_said, _response(feed)["output"]))]
+        return [*_items(request["input"]), *map(_as_input, filter(_is_said, _response(feed)["output"]))]
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """A response as it is now; with `stream=true` its events, all or those after `starting_after`."""
@@ -132,10 +132,10 @@ class ResponseCalls:
     def _stream(self, request: web.Request, feed: Feed, *, after: int = -1) -> web.StreamResponse:
         service = self._service
         service.check_open(feed)
-        found = (0, b"") if after < 0 else feed.recording.view(ResponseView).after(after)
-        if found is None and not feed.log.complete:
+        resumption = (0, b"") if after < 0 else feed.recording.view(ResponseView).after(after)
+        if resumption is None and not feed.log.complete:
             raise InvalidRequest(f"starting_after={after}: expected the sequence_number of an event of this response")
-        start, opening = found or (len(feed.log), b"")
+        start, opening = resumption or (len(feed.log), b"")
         headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request["request_id"]}
         return service.streaming.stream(request, feed, RESPONSES, start=start, opening=opening, headers=headers)
 
@@ -166,8 +166,8 @@ class ResponseCalls:
         """The items of the request, with those of the responses it continues."""
         feed = await self._service.hub.open(generation_id_of(request))
         items = _items((await kept_request(self._service, feed)).get("input", []))
-        named = [{"id": f"{feed.generation_id}-{index}", **_spelt_out(item)} for index, item in enumerate(items)]
-        return answer_json(page_of(request, named, order="desc"), feed)
+        listed = [{"id": f"{feed.generation_id}-{index}", **_spelt_out(item)} for index, item in enumerate(items)]
+        return answer_json(page_of(request, listed, order="desc"), feed)
 
 
 def _check(body: dict[str, Any]) -> None:

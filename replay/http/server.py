@@ -140,10 +140,10 @@ class _Connection(RequestHandler):
 
     def _watch_writing(self, transport: asyncio.Transport) -> None:
         """Cut a client that takes nothing of its answer for as long as the deadline."""
-        waiting = transport.get_write_buffer_size()
+        unsent = transport.get_write_buffer_size()
 
         def look() -> None:
-            if transport.get_write_buffer_size() < waiting:
+            if transport.get_write_buffer_size() < unsent:
                 self._watch_writing(transport)
             else:
                 transport.abort()

@@ -55,28 +55,28 @@ class Stored:
     async def messages(self, request: web.Request) -> web.Response:
         """The messages of the request."""
         feed = await self._service.hub.open(generation_id_of(request))
-        kept = await kept_request(self._service, feed)
+        body = await kept_request(self._service, feed)
         if feed.start.api == Api.RESPONSES:
-            kept = chat_request(kept)
+            body = chat_request(body)
         messages = [
-            {"id": f"{feed.generation_id}-{index}", **message} for index, message in enumerate(kept.get("messages", ()))
+            {"id": f"{feed.generation_id}-{index}", **message} for index, message in enumerate(body.get("messages", ()))
         ]
         return answer_json(page_of(request, messages), feed)
 
     async def list_completions(self, request: web.Request) -> web.Response:
         """Completed chat completions, oldest first or, with `order=desc`, newest first."""
-        paging, wanted = read_paging(request), _Wanted(request)
+        paging, chosen = read_paging(request), _Filter(request)
         cursor = None if paging.after is None else await self._row(paging.after)
-        found: list[str] = []
+        ids: list[str] = []
         for _ in range(_MOST_PAGES):
             page = await self._service.store.recent(before=cursor, limit=_PAGE, oldest_first=paging.oldest_first)
             all_bounds = await self._service.store.bounds(page.generation_ids)
-            found += [bounds_id(bounds) for bounds in all_bounds if bounds is not None and wanted.has(bounds)]
+            ids += [bounds_id(bounds) for bounds in all_bounds if bounds is not None and chosen.has(bounds)]
             cursor = page.next
-            if len(found) > paging.limit or cursor is None:
+            if len(ids) > paging.limit or cursor is None:
                 break
-        completions = [shown async for shown in self._shown(found[: paging.limit])]
-        return answer_json(listing(completions, has_more=len(found) > paging.limit or cursor is not None))
+        completions = [completion async for completion in self._shown(ids[: paging.limit])]
+        return answer_json(listing(completions, has_more=len(ids) > paging.limit or cursor is not None))
 
     async def _shown(self, generation_ids: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
         for generation_id in generation_ids:
@@ -90,7 +90,7 @@ class Stored:
         return Row(bounds.first.id.ms, generation_id)
 
 
-class _Wanted:
+class _Filter:
     """What a list is asked for."""
 
     def __init__(self, request: web.Request) -> None:

@@ -64,7 +64,7 @@ def transcript_of(feed: Feed, stop: int) -> dict[str, Any]:
     """The transcript of the events before ``stop`` as a JSON object."""
     log = feed.log
     start = feed.start
-    folded = feed.transcript(stop)
+    transcript = feed.transcript(stop)
     ended = log.complete and stop == len(log)
     status = decode_end(log.entries[-1]).status if ended else Status.STREAMING if stop > 1 else Status.QUEUED
     return {
@@ -72,10 +72,10 @@ def transcript_of(feed: Feed, stop: int) -> dict[str, Any]:
         "status": status.value,
         "model": start.model,
         "created": log.times[0] / 1000,
-        "text": folded.text,
-        "message": folded.message,
-        "finish_reason": folded.finish_reason,
-        "usage": folded.usage,
+        "text": transcript.text,
+        "message": transcript.message,
+        "finish_reason": transcript.finish_reason,
+        "usage": transcript.usage,
         "last_event_id": str(log.event_id(stop - 1)),
         "timing": _timing(log.times[0], log.times[stop - 1], log.token_times(stop)),
         "metadata": start.metadata or {},

@@ -24,21 +24,21 @@ class Abandonment:
 
     async def look(self, running: Mapping[str, Producer]) -> None:
         """Cancel what nobody has watched for too long; raises StoreUnavailable."""
-        asked = {name: producer for name, producer in running.items() if producer.abandon_after_ms is not None}
-        if not asked:
+        candidates = {name: producer for name, producer in running.items() if producer.abandon_after_ms is not None}
+        if not candidates:
             return
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            elsewhere = await self._store.subscribers(list(asked), beside=self._node)
+            elsewhere = await self._store.subscribers(list(candidates), beside=self._node)
         except StoreUnavailable:
             self.hold()
             raise
         if loop.time() - began > _LONG_S:
             self.hold()
         if loop.time() < self._not_before:
-            elsewhere = dict.fromkeys(asked, 1)  # nobody knows; count as watched
-        for name, producer in asked.items():
+            elsewhere = dict.fromkeys(candidates, 1)  # nobody knows; count as watched
+        for name, producer in candidates.items():
             _judge(producer, elsewhere=elsewhere[name], now=loop.time())
 
     def hold(self) -> None:

@@ -146,15 +146,15 @@ class Activity:
         if not self._missed:
             return
         self._missed = False
-        kept: list[EventId] = []
+        ids: list[EventId] = []
         try:
-            while events := await self._store.read(ACTIVITY_LOG, after=kept[-1] if kept else None, limit=_PAGE):
-                kept += [event.id for event in events]
+            while events := await self._store.read(ACTIVITY_LOG, after=ids[-1] if ids else None, limit=_PAGE):
+                ids += [event.id for event in events]
         except StoreUnavailable:
             self._missed = True
             raise
-        known = set(kept)
-        here = self._log.events(kept[0].seq, kept[-1].seq) if kept else ()
+        known = set(ids)
+        here = self._log.events(ids[0].seq, ids[-1].seq) if ids else ()
         gone = {wire.generation_of(event.entry) for event in here if event.id not in known}
         for generation_id in gone:
             if generation_id is not None:

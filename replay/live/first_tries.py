@@ -55,9 +55,9 @@ class FirstTries:
     async def _live(self, digest: str) -> dict[str, Bounds]:
         if self._hub.healing:
             return {}  # the nodes may not have said yet who follows what there
-        noted = await self._store.tries(digest)
-        found = zip(noted, await self._store.bounds(noted), strict=True)
-        live = {name: bounds for name, bounds in found if bounds is not None and bounds.last.kind is not Kind.END}
+        names = await self._store.tries(digest)
+        pairs = zip(names, await self._store.bounds(names), strict=True)
+        live = {name: bounds for name, bounds in pairs if bounds is not None and bounds.last.kind is not Kind.END}
         starts = {name: decode_start(bounds.first.entry) for name, bounds in live.items()}
         return {
             name: live[name]

@@ -91,12 +91,12 @@ class Follower:
 
     def _apply(self, events: Sequence[Event]) -> None:
         feed = self.feed
-        known = len(feed.log)
-        if events and events[0].id.seq == known:  # as nearly always, and with thousands
+        length = len(feed.log)
+        if events and events[0].id.seq == length:  # as nearly always, and with thousands
             feed.extend(events)
             return
-        fresh = [event for event in events if event.id.seq >= known]
-        if any(not feed.log.holds(event.id) for event in events if event.id.seq < known):
+        fresh = [event for event in events if event.id.seq >= length]
+        if any(not feed.log.holds(event.id) for event in events if event.id.seq < length):
             logger.warning("log was replaced", extra={"generation": feed.generation_id})
             feed.invalidate()
         elif fresh:

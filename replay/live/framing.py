@@ -71,20 +71,20 @@ class _Segment(NamedTuple):
 class Segments:
     """The segments of one log, as far as somebody has asked for them."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_segments",)
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Encoding, int], _Segment] = {}  # by beginning
+        self._segments: dict[tuple[Encoding, int], _Segment] = {}  # by beginning
 
     @property
     def size(self) -> int:
         """About how many bytes of memory they take."""
-        return sum(len(segment.data) + _OVERHEAD for segment in self._kept.values())
+        return sum(len(segment.data) + _OVERHEAD for segment in self._segments.values())
 
     def piece(self, recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
         """What `frame` gives, or a part of it, framed for all who come by."""
         stop = min((start // SEGMENT + 1) * SEGMENT, stop)
-        segment = self._kept.get((encoding, start))
+        segment = self._segments.get((encoding, start))
         if segment is None and start % SEGMENT:
             return frame(recording, encoding, start, stop)
         if segment is None or not segment.serves(stop):  # the last one grows
@@ -92,14 +92,14 @@ class Segments:
         return segment.data, segment.end
 
     def _frame(self, recording: Recording, encoding: Encoding, start: int, stop: int) -> _Segment:
-        for key in [key for key in self._kept if key[1] < recording.log.first]:
-            del self._kept[key]
+        for key in [key for key in self._segments if key[1] < recording.log.first]:
+            del self._segments[key]
         data, end = frame(recording, encoding, start, stop)
-        segment = self._kept[encoding, start] = _Segment(data, end, cut=end < stop)
+        segment = self._segments[encoding, start] = _Segment(data, end, cut=end < stop)
         if segment.cut:
-            self._kept.setdefault((encoding, end), _Segment(b"", end, cut=False))  # here the next one begins
+            self._segments.setdefault((encoding, end), _Segment(b"", end, cut=False))  # here the next one begins
         return segment
 
     def clear(self) -> None:
         """Frame again what is asked for from now on."""
-        self._kept.clear()
+        self._segments.clear()

@@ -241,10 +241,10 @@ class Producer:
     def _described(self, error: ReplayError | None) -> dict[str, Any] | None:
         if error is None:
             return None
-        described: dict[str, Any] = {"code": error.code, "message": self._redaction.text(str(error))}
+        description: dict[str, Any] = {"code": error.code, "message": self._redaction.text(str(error))}
         if isinstance(error, UpstreamError) and error.details:
-            described["upstream"] = self._redaction.value(error.details)
-        return described
+            description["upstream"] = self._redaction.value(error.details)
+        return description
 
     def _outlast(self) -> None:
         outage_s = self._settings.store_outage_s

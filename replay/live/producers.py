@@ -181,9 +181,9 @@ class Producers:
                     "Valkey has not confirmed the end in time; it will be written as soon as it does"
                 )
             return feed
-        described = None if error is None else {"code": error.code, "message": str(error)}
+        description = None if error is None else {"code": error.code, "message": str(error)}
         feed, closed = await close_from_outside(
-            self._store, self._hub, self._counters, generation_id, status, described
+            self._store, self._hub, self._counters, generation_id, status, description
         )
         if closed:
             self._counters.count_end(status.value)

@@ -26,20 +26,20 @@ async def append_again(store: EventStore, feed: Feed, last: Event | None, counte
 
     Raises StoreUnavailable.
     """
-    known, start = feed.log, feed.start
+    log, start = feed.log, feed.start
     if last is None:
         if feed.expired or await store.was_buried(feed.generation_id, start.run):
             return False
-    elif not (known.holds(last.id) and known.entries[last.id.seq] == last.entry):
+    elif not (log.holds(last.id) and log.entries[last.id.seq] == last.entry):
         return False
     seq = 0 if last is None else last.id.seq + 1
     logger.warning(
         "log came back shorter",
-        extra={"generation": feed.generation_id, "events": seq, "appending": len(known) - seq},
+        extra={"generation": feed.generation_id, "events": seq, "appending": len(log) - seq},
     )
-    while seq < len(known):
-        events = list(known.events(seq, seq + batch_length(known.entries[seq : seq + BATCH_EVENTS])))
-        after = known.event_id(seq - 1) if seq else None
+    while seq < len(log):
+        events = list(log.events(seq, seq + batch_length(log.entries[seq : seq + BATCH_EVENTS])))
+        after = log.event_id(seq - 1) if seq else None
         refused = await store.append(feed.generation_id, events, after=after, ttl_ms=start.ttl_ms)
         if refused is not None:
             break  # it has changed again; the next append finds out how

@@ -141,18 +141,18 @@ class Starter:
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
-        wanted = Claim(start_request.generation_id or new_generation_id(), fingerprint)
+        attempt = Claim(start_request.generation_id or new_generation_id(), fingerprint)
         while True:
-            claim = await self._claim(key_hash, wanted)
+            claim = await self._claim(key_hash, attempt)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
-            started = await self._follow(start_request, key_hash, claim, new=claim == wanted)
+            started = await self._follow(start_request, key_hash, claim, new=claim == attempt)
             if not started.feed.in_vain or started.created:
                 return started
             if self._hub.healing:
                 raise StoreUnavailable("Valkey has just come back, and it is not sure that this key has failed")
             # Whoever is first with the next attempt starts it, and the others are led there.
-            wanted = Claim(new_generation_id(), fingerprint, claim.attempt + 1, claim.generation_id)
+            attempt = Claim(new_generation_id(), fingerprint, claim.attempt + 1, claim.generation_id)
 
     async def _claim(self, key_hash: str, claim: Claim) -> Claim:
         return await self._store.claim(key_hash, claim, ttl_ms=self._settings.idempotency_ttl_s * 1000)
@@ -195,12 +195,10 @@ class Starter:
     async def _create(self, start_request: StartRequest, generation_id: str, **found_by: Any) -> Started:
         """Start a new one; ``found_by`` are the members of its `Start` by which other calls find it."""
         model = start_request.request.get("model") or await self._upstream.default_model(start_request.credentials)
-        asked = (
-            start_request.request
-            if start_request.prepare is None
-            else await start_request.prepare(start_request.request)
-        )
-        request = asked | {"model": model}
+        request = start_request.request
+        if start_request.prepare is not None:
+            request = await start_request.prepare(request)
+        request = request | {"model": model}
         start = Start(
             generation_id=generation_id,
             model=model,
@@ -216,8 +214,8 @@ class Starter:
             namespaced=start_request.namespaced,
             **found_by,
         )
-        call, kept = await offload(start_request.size, lambda: self._written(start_request, request))
-        opening = _Opening(start, kept)
+        call, kept_request = await offload(start_request.size, lambda: self._written(start_request, request))
+        opening = _Opening(start, kept_request)
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())
         try:
@@ -239,15 +237,15 @@ class Starter:
         speaks_responses = self._upstream.speaks_responses(model)
         if not start_request.ignored or speaks_responses:
             return notice
-        known = "since it" if speaks_responses is False else "if it turns out that it"
+        reason = "since it" if speaks_responses is False else "if it turns out that it"
         ignored = (
-            f"The upstream is not told of {', '.join(start_request.ignored)}, {known} only knows chat completions."
+            f"The upstream is not told of {', '.join(start_request.ignored)}, {reason} only knows chat completions."
         )
         return ignored if notice is None else f"{notice} {ignored}"
 
     def _written(self, start_request: StartRequest, request: dict[str, Any]) -> tuple[Call, bytes]:
         """The request as it is for the upstream, and as it is kept; empty where it is not."""
-        kept, keys = without_keys(request)
+        public, keys = without_keys(request)
         call = Call(
             api=start_request.api or Api.CHAT,
             model=request["model"],
@@ -258,7 +256,7 @@ class Starter:
             retries=self._settings.upstream_retries if start_request.api is None else 0,
             whole=start_request.whole,
         )
-        raw = json.dumps(kept) if start_request.keep_request else b""
+        raw = json.dumps(public) if start_request.keep_request else b""
         return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""
 
     async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:

@@ -112,22 +112,22 @@ class Content:
 class Gathered:
     """A list that grows by what is not in it yet: some servers send all of it again, or with every chunk."""
 
-    __slots__ = ("_gathered", "_known")
+    __slots__ = ("_digests", "_values")
 
     def __init__(self) -> None:
-        self._gathered: list[Any] = []
-        self._known: set[bytes] = set()  # by what they are as JSON
+        self._values: list[Any] = []
+        self._digests: set[bytes] = set()  # by what they are as JSON
 
     def add(self, piece: Any) -> None:
         for each in piece if isinstance(piece, list) else ():
             digest = sha256(json.dumps(each, sort_keys=True).encode()).digest()
-            if digest not in self._known:
-                self._known.add(digest)
-                self._gathered.append(each)
+            if digest not in self._digests:
+                self._digests.add(digest)
+                self._values.append(each)
 
     @property
     def shown(self) -> list[Any]:
-        return [*self._gathered]
+        return [*self._values]
 
 
 class Fields:
@@ -222,8 +222,8 @@ class _Block(Fields):
         return self._fields.get("id")
 
     def add(self, piece: Object) -> None:
-        said = self._fields.get("data")
-        if said is not None and piece.get("data") == said.shown:  # it is told again
+        data = self._fields.get("data")
+        if data is not None and piece.get("data") == data.shown:  # it comes again
             piece = piece | {"data": None}
         super().add(piece)
 

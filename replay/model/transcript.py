@@ -17,10 +17,10 @@ _NOT_KEPT = frozenset(("choices", "usage", "obfuscation"))
 class Choice:
     """One of the answers to a request, folded from its chunks."""
 
-    __slots__ = ("_said", "finish_reason", "further", "logprobs")
+    __slots__ = ("_message", "finish_reason", "further", "logprobs")
 
     def __init__(self) -> None:
-        self._said = Fields(IN_MESSAGE)
+        self._message = Fields(IN_MESSAGE)
         self.finish_reason: str | None = None
         self.logprobs: dict[str, Any] | None = None
         self.further: dict[str, Any] = {}  # fields that some servers add
@@ -28,12 +28,12 @@ class Choice:
     @property
     def message(self) -> dict[str, Any]:
         """The assistant's message."""
-        return {"role": "assistant", "content": None} | self._said.shown
+        return {"role": "assistant", "content": None} | self._message.shown
 
     @property
     def text(self) -> str:
         """The whole visible answer."""
-        content: Content | None = self._said.growth("content")
+        content: Content | None = self._message.growth("content")
         return "" if content is None else content.text
 
     def add(self, choice: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Choice:
         for key, value in choice.items():
             if key not in _OWN_FIELDS and value is not None:
                 self.further[key] = value
-        self._said.add(choice["delta"])
+        self._message.add(choice["delta"])
 
 
 class Transcript:
@@ -93,11 +93,11 @@ class Transcript:
             self.choices[choice["index"]].add(choice)
 
 
-def _extended(said: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+def _extended(lists: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """Log probabilities: lists that grow, each under its name."""
     for key, value in more.items():
-        if isinstance(value, list) and isinstance(said.get(key), list):
-            said[key] += value
-        elif value is not None or key not in said:
-            said[key] = list(value) if isinstance(value, list) else value
-    return said
+        if isinstance(value, list) and isinstance(lists.get(key), list):
+            lists[key] += value
+        elif value is not None or key not in lists:
+            lists[key] = list(value) if isinstance(value, list) else value
+    return lists

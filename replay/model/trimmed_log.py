@@ -55,10 +55,10 @@ class TrimmedLog(Log):
 
     def erase(self, mark: bytes) -> bool:
         """Take out every event in whose entry a mark stands; whether there was one."""
-        found = self.find(mark)
-        for event_id in found:
+        event_ids = self.find(mark)
+        for event_id in event_ids:
             self.entries[event_id.seq - self.first] = ERASED
-        return bool(found)
+        return bool(event_ids)
 
     def forget_before(self, seq: int) -> None:
         """Drop what stands before ``seq``, but not the last event."""

@@ -290,8 +290,8 @@ def check_server(info: bytes) -> None:
     facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
     version = facts.get("valkey_version")
     if version is None or tuple(map(int, version.split(".")[:2])) < _OLDEST:
-        found = f"Valkey {version}" if version else f"Redis {facts.get('redis_version', '?')}"
-        raise StoreRefused(f"--valkey-url names {found}: expected Valkey 8.0 or newer")
+        server = f"Valkey {version}" if version else f"Redis {facts.get('redis_version', '?')}"
+        raise StoreRefused(f"--valkey-url names {server}: expected Valkey 8.0 or newer")
     if facts.get("role") == "slave":
         raise StoreRefused("--valkey-url names a read-only replica: expected the primary")
     if facts.get("maxmemory_policy") not in (None, "noeviction") and facts.get("maxmemory") != "0":

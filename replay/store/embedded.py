@@ -65,7 +65,7 @@ class EmbeddedValkey:
         self._log_file = self._data_dir / "valkey.log"
         self._server: Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._held = ExitStack()
+        self._locks = ExitStack()
 
     @property
     def url(self) -> str:
@@ -86,7 +86,7 @@ class EmbeddedValkey:
         with self._refusals_explained(), ExitStack() as held:
             self._claim(held)
             self._server = await self._launch()
-            self._held = held.pop_all()
+            self._locks = held.pop_all()
         self._supervisor = asyncio.create_task(self._supervise(self._server), name="embedded-valkey")
 
     async def stop(self) -> None:
@@ -100,7 +100,7 @@ class EmbeddedValkey:
                 self._remove_traces()
                 self._server = None  # from here on the files may be another node's
         finally:
-            self._held.close()  # even when cancelled: a server that is still leaving holds its own lock
+            self._locks.close()  # even when cancelled: a server that is still leaving holds its own lock
 
     def _claim(self, held: ExitStack) -> None:
         try:

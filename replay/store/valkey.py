@@ -143,8 +143,8 @@ class ValkeyStore(NodeCalls, ClaimCalls):
 
     async def request(self, generation_id: str) -> bytes | None:
         """What was kept when the log was created."""
-        kept: bytes | None = await self._reads.ask("GET", self._keys.request(generation_id))
-        return kept
+        body: bytes | None = await self._reads.ask("GET", self._keys.request(generation_id))
+        return body
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
@@ -168,14 +168,14 @@ class ValkeyStore(NodeCalls, ClaimCalls):
     async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         """Both ends of each log, a bite at a time; those who want several take turns."""
         if len(generation_ids) == 1:
-            return await self._read_ends(generation_ids)
-        found: list[Bounds | None] = []
+            return await self._read_bounds(generation_ids)
+        bounds: list[Bounds | None] = []
         for start in range(0, len(generation_ids), _BITE):
             async with self._bites:
-                found += await self._read_ends(generation_ids[start : start + _BITE])
-        return found
+                bounds += await self._read_bounds(generation_ids[start : start + _BITE])
+        return bounds
 
-    async def _read_ends(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
+    async def _read_bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         commands: list[tuple[str | int, ...]] = []
         for key in map(self._keys.events, generation_ids):
             commands.append(("XRANGE", key, "-", "+", "COUNT", 1))
@@ -298,15 +298,15 @@ class ValkeyStore(NodeCalls, ClaimCalls):
         lowest, highest = "-inf" if since_ms is None else since_ms, "+inf"
         first = (lowest if oldest_first else highest) if before is None else before.created_ms
         span = (first, highest, "BYSCORE") if oldest_first else (first, lowest, "BYSCORE", "REV")
-        wanted = limit + 2  # one that was the last of the page before, and one that tells whether there are more
+        count = limit + 2  # one that was the last of the page before, and one that tells whether there are more
         while True:
-            answer = await self._reads.ask("ZRANGE", self._keys.recent, *span, "LIMIT", 0, wanted, "WITHSCORES")
-            found = keys.parse_rows(answer[::2], answer[1::2])
+            answer = await self._reads.ask("ZRANGE", self._keys.recent, *span, "LIMIT", 0, count, "WITHSCORES")
+            listed = keys.parse_rows(answer[::2], answer[1::2])
             # Equal times are ordered by id, in the same direction.
-            rows = [row for row in found if before is None or (row > before if oldest_first else row < before)]
-            if len(rows) > limit or len(found) < wanted:
+            rows = [row for row in listed if before is None or (row > before if oldest_first else row < before)]
+            if len(rows) > limit or len(listed) < count:
                 break
-            wanted *= 2
+            count *= 2
         return Page(rows[:limit], rows[limit - 1] if len(rows) > limit else None)
 
     async def forget(self, rows: Sequence[Row]) -> None:
@@ -319,8 +319,8 @@ class ValkeyStore(NodeCalls, ClaimCalls):
         if not rows:
             return
         parts = (part for row in rows for part in row)
-        taken = {name.decode() for name in await self._reads.call("EVAL", _FORGET, 1, self._keys.recent, *parts)}
-        off = [row for row in rows if row.generation_id in taken]
+        names = {name.decode() for name in await self._reads.call("EVAL", _FORGET, 1, self._keys.recent, *parts)}
+        off = [row for row in rows if row.generation_id in names]
         there = await self._reads.ask_all([("EXISTS", self._keys.events(row.generation_id)) for row in off])
         for row in (row for row, exists in zip(off, there, strict=True) if exists):
             await at_once(

@@ -97,5 +97,5 @@ def _text_message(
 
 
 def _message(envelope: dict[str, Any], choice: dict[str, Any], usage: dict[str, int] | None) -> bytes:
-    said = {"choices": [choice]} if usage is None else {"choices": [], "usage": usage}
-    return b"data: %b\n\n" % json.dumps(envelope | said)
+    members = {"choices": [choice]} if usage is None else {"choices": [], "usage": usage}
+    return b"data: %b\n\n" % json.dumps(envelope | members)

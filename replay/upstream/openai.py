@@ -70,16 +70,16 @@ class OpenAIUpstream:
             retries=_LIST_RETRIES,
         )
         try:
-            listed = json.loads(await self._transport.whole(response, _LARGEST_LIST))
+            answer = json.loads(await self._transport.whole(response, _LARGEST_LIST))
         except ValueError:
-            listed = None
+            answer = None
         finally:
             response.close()
-        data = listed.get("data") if isinstance(listed, dict) else None
+        data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, list) or not all(isinstance(model, dict) and "id" in model for model in data):
             raise UpstreamInvalid("the upstream answered with something that is no list of models")
-        found: dict[str, Any] = listed
-        return found
+        models: dict[str, Any] = answer
+        return models
 
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncIterator[AsyncIterator[bytes]]:

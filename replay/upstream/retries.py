@@ -27,16 +27,16 @@ def pause_before_next_s(error: UpstreamError, tries: int) -> float | None:
     if refusal is None:
         never_sent = isinstance(error.__cause__, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         return pause_s if never_sent else None
-    wanted = refusal.headers.get("x-should-retry")
-    if wanted == "false" or (wanted != "true" and refusal.status not in _NOT_BEGUN and refusal.status < 500):
+    advice = refusal.headers.get("x-should-retry")
+    if advice == "false" or (advice != "true" and refusal.status not in _NOT_BEGUN and refusal.status < 500):
         return None
-    asked_s = _asked_s(refusal.headers)
-    if asked_s is None:
+    delay_s = _delay_s(refusal.headers)
+    if delay_s is None:
         return pause_s
-    return asked_s if asked_s <= _LONGEST_WAIT_S else None
+    return delay_s if delay_s <= _LONGEST_WAIT_S else None
 
 
-def _asked_s(headers: Mapping[str, str]) -> float | None:
+def _delay_s(headers: Mapping[str, str]) -> float | None:
     """When to come back, in seconds from now, as the answer says; None where it does not."""
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:

@@ -47,11 +47,11 @@ class UpstreamTable:
 
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
         """What the upstreams list, each as far as it would be asked for it."""
-        listed = []
+        models = []
         for pattern, upstream in self._rows:
             answer = await upstream.models(credentials)
-            listed += [model for model in answer["data"] if self._is_for(model["id"], pattern)]
-        return {"object": "list", "data": listed}
+            models += [model for model in answer["data"] if self._is_for(model["id"], pattern)]
+        return {"object": "list", "data": models}
 
     def _is_for(self, model: str, pattern: str) -> bool:
         return next((row for row, _ in self._rows if fnmatchcase(model, row)), None) == pattern

@@ -83,7 +83,7 @@ class Transport:
             self._credentials["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
         self._redaction = redaction
         self.url = url.with_user(None).with_fragment(None)
-        self._shown = str(self.url.with_query(None))
+        self._public_url = str(self.url.with_query(None))
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
@@ -144,7 +144,7 @@ class Transport:
                 pause_s = pause_before_next_s(error, tries)
                 if tries >= retries or pause_s is None:
                     raise
-                logger.info("upstream is tried again", extra={"upstream": self._shown, "reason": error.in_full})
+                logger.info("upstream is tried again", extra={"upstream": self._public_url, "reason": error.in_full})
             await asyncio.sleep(pause_s)
             tries += 1
 
@@ -178,7 +178,7 @@ class Transport:
 
     def _failure(self, error: Exception, redaction: Redaction) -> UpstreamError:
         """What a failure before the answer's head is told as."""
-        aside = redaction.text(f"{self._shown}: {type(error).__name__}: {error}")
+        aside = redaction.text(f"{self._public_url}: {type(error).__name__}: {error}")
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamTimeout(f"the upstream did not answer within {self._idle_timeout_s:g} s", aside=aside)
         if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.EMFILE:
@@ -199,7 +199,7 @@ class Transport:
         except Silent as error:
             raise UpstreamTimeout(f"the upstream sent nothing for {self._idle_timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, Unreadable) as error:
-            aside = f"{self._shown}: {type(error).__name__}: {error}"
+            aside = f"{self._public_url}: {type(error).__name__}: {error}"
             if isinstance(error.__cause__, ContentEncodingError):
                 raise UpstreamInvalid(
                     "the upstream's answer is not in the content encoding that it names", aside=aside

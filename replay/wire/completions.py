@@ -22,16 +22,16 @@ def completion_of(
     ``model`` and ``created`` (unix seconds) stand in where the upstream's chunks name none. The usage is null
     where none was counted, and so is the finish reason of a choice that has none.
     """
-    said = transcript.envelope
-    shown = _text_choice if legacy else _chat_choice
+    envelope = transcript.envelope
+    object_of = _text_choice if legacy else _chat_choice
     return {
         "id": generation_id,
         "object": "text_completion" if legacy else "chat.completion",
-        "created": said.get("created") or created,
-        "model": said.get("model") or model,
-        "choices": [shown(index, choice) for index, choice in sorted(transcript.choices.items())],
+        "created": envelope.get("created") or created,
+        "model": envelope.get("model") or model,
+        "choices": [object_of(index, choice) for index, choice in sorted(transcript.choices.items())],
         "usage": transcript.usage,
-        **{key: value for key, value in said.items() if key not in _ENVELOPE},
+        **{key: value for key, value in envelope.items() if key not in _ENVELOPE},
     }
 
 

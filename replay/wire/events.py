@@ -131,9 +131,9 @@ class Recording:
         """A further view of the log, as far as it goes; made when first asked for."""
         if kind not in self._views:
             self._views[kind] = kind(self)
-        found: V = self._views[kind]
-        found.read(self)
-        return found
+        view: V = self._views[kind]
+        view.read(self)
+        return view
 
 
 def event_data(event: Event, template: Shape | None) -> bytes:
@@ -170,8 +170,8 @@ def _end_data(event: Event) -> dict[str, Any]:
 def _carried(chunk: dict[str, Any]) -> dict[str, Any]:
     """What a chunk carries, without the envelope; what an event of the Responses API says, as choices too."""
     if is_response_event(chunk):
-        said = as_chunk(chunk) or {}
-        return {"choices": said.get("choices", []), "event": chunk}
+        plain = as_chunk(chunk) or {}
+        return {"choices": plain.get("choices", []), "event": chunk}
     choices = {"choices": chunk["choices"]} if "choices" in chunk else {}
     return choices | {key: value for key, value in further_fields(chunk).items() if key not in _OWN}
 

@@ -58,6 +58,6 @@ class Folding:
             run.clear()
 
     def _add(self, raw: bytes) -> None:
-        said = self._reader.read(json.loads(raw))
-        if said is not None:
-            self.transcript.add(said)
+        chunk = self._reader.read(json.loads(raw))
+        if chunk is not None:
+            self.transcript.add(chunk)

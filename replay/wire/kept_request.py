@@ -27,21 +27,21 @@ _URL = re.compile(r"(?i)(https?://)(?:([^/?#@\s]*)@)?([^?#\s]*)(?:\?([^#\s]*))?\
 
 def without_keys(request: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """The request with a placeholder for each key, and the keys, as they may turn up in a text."""
-    found: set[str] = set()
-    kept = {name: value if name in _SAID else _member(name, value, found) for name, value in request.items()}
-    return kept, secrets_in_headers(found)
+    keys: set[str] = set()
+    public = {name: value if name in _SAID else _member(name, value, keys) for name, value in request.items()}
+    return public, secrets_in_headers(keys)
 
 
-def _member(name: str, value: Any, found: set[str]) -> Any:
+def _member(name: str, value: Any, keys: set[str]) -> Any:
     if _names_key(name):
-        return _placeholder(value, found)
+        return _placeholder(value, keys)
     if isinstance(value, str):
-        return _url(value, found)
+        return _url(value, keys)
     if isinstance(value, list):
-        return [_member("", each, found) for each in value]
+        return [_member("", each, keys) for each in value]
     if not isinstance(value, dict) or name in _SCHEMAS:
         return value
-    return {inner: _member(inner, each, found) for inner, each in value.items()}
+    return {inner: _member(inner, each, keys) for inner, each in value.items()}
 
 
 def _names_key(name: str) -> bool:
@@ -51,26 +51,26 @@ def _names_key(name: str) -> bool:
 
 @lru_cache(maxsize=4096)  # requests repeat a few names thousands of times
 def _is_key(name: str) -> bool:
-    spelt = _CAMEL.sub("_", name).replace("-", "_").lower()
-    return spelt in _HEADERS or _KEY.fullmatch(spelt) is not None
+    spelling = _CAMEL.sub("_", name).replace("-", "_").lower()
+    return spelling in _HEADERS or _KEY.fullmatch(spelling) is not None
 
 
-def _placeholder(value: Any, found: set[str]) -> Any:
+def _placeholder(value: Any, keys: set[str]) -> Any:
     """All that stands under a name that holds a key."""
     if isinstance(value, dict):
-        return {name: _placeholder(each, found) for name, each in value.items()}
+        return {name: _placeholder(each, keys) for name, each in value.items()}
     if isinstance(value, list):
-        return [_placeholder(each, found) for each in value]
+        return [_placeholder(each, keys) for each in value]
     if not isinstance(value, str) or len(value) < SHORTEST:
         return value
-    found.add(value)
+    keys.add(value)
     return INSTEAD
 
 
-def _url(text: str, found: set[str]) -> str:
+def _url(text: str, keys: set[str]) -> str:
     """A URL without its user, password and query."""
     match = _URL.fullmatch(text)
     if match is None or not (match[2] or match[4]):
         return text
-    found.update(secrets_in_url(text))
+    keys.update(secrets_in_url(text))
     return match[1] + match[3]

@@ -44,11 +44,11 @@ class Cursor:
         """Read a cursor over these generations; raises InvalidEventId for anything else."""
         match = _CURSOR.fullmatch(text)
         positions = [_parse_position(part) for part in match[2].split(",")] if match is not None else []
-        known = [position for position in positions if position is not None]
+        valid = [position for position in positions if position is not None]
         named = match is not None and match[1].encode() == _names_of(generation_ids)
-        if not named or len(known) != len(positions) or len(positions) != len(generation_ids):
+        if not named or len(valid) != len(positions) or len(positions) != len(generation_ids):
             raise InvalidEventId(f"cursor {text[:100]!r}: expected an event's id over these generations, in this order")
-        return cls(generation_ids, known)
+        return cls(generation_ids, valid)
 
     def move(self, index: int, position: EventId | NoEvent) -> None:
         """One generation's reader has come further."""

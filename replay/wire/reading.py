@@ -24,8 +24,8 @@ class Reader:
 
         ``spoken`` tells that chunks before it, which were not read, had visible text.
         """
-        said = self._events.read(chunk) if is_response_event(chunk) else chunk
-        return None if said is None else self._chat.read(said, spoken=spoken)
+        chat = self._events.read(chunk) if is_response_event(chunk) else chunk
+        return None if chat is None else self._chat.read(chat, spoken=spoken)
 
 
 _DONE = DONE | {"response.reasoning_summary_text.done": REASONING}
@@ -61,9 +61,9 @@ class _EventReader:
         names = names_of(event)
         if not names:
             return event | {"output_index": None}
-        known = next((self._names[name] for name in names if name in self._names), names[0])
-        self._names |= dict.fromkeys(names, known)
-        return event | {"output_index": known}
+        name = next((self._names[each] for each in names if each in self._names), names[0])
+        self._names |= dict.fromkeys(names, name)
+        return event | {"output_index": name}
 
     def _is_new(self, piece: Object, event: Object) -> bool:
         kind = DELTAS.get(piece["type"])

@@ -31,8 +31,8 @@ REPEATED: dict[str, Any] = {
 
 def repeated(request: dict[str, Any]) -> dict[str, Any]:
     """The members that a response to a request begins with."""
-    given = {key: request[key] for key in REPEATED if request.get(key) is not None}
+    members = {key: request[key] for key in REPEATED if request.get(key) is not None}
     for key, default in REPEATED.items():
-        if isinstance(default, dict) and isinstance(given.get(key), dict):
-            given[key] = default | given[key]  # some of what such an object says may be left open too
-    return REPEATED | given
+        if isinstance(default, dict) and isinstance(members.get(key), dict):
+            members[key] = default | members[key]  # some of what such an object says may be left open too
+    return REPEATED | members

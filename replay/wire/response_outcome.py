@@ -17,8 +17,8 @@ LAST = tuple(f"response.{outcome}" for outcome in _WORST_FIRST)
 
 def outcome_of(event: dict[str, Any]) -> str:
     """How a last event says that it went: the worse of what its name says and what its response does."""
-    said = (event["type"].removeprefix("response."), object_in(event.get("response")).get("status"))
-    return next((outcome for outcome in _WORST_FIRST if outcome in said), said[0])
+    outcomes = (event["type"].removeprefix("response."), object_in(event.get("response")).get("status"))
+    return next((outcome for outcome in _WORST_FIRST if outcome in outcomes), outcomes[0])
 
 
 def error_of(event: dict[str, Any]) -> Any:

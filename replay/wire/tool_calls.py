@@ -31,8 +31,10 @@ class ToolCallReader:
 
     def read(self, fragments: Any) -> list[Object]:
         """Fragments as OpenAI sends them; what says nothing of a call is left out."""
-        listed = fragments if isinstance(fragments, list) else [fragments]
-        return [self._read(_marks(each), each) for each in listed if isinstance(each, dict) and _says_something(each)]
+        fragments = fragments if isinstance(fragments, list) else [fragments]
+        return [
+            self._read(_marks(each), each) for each in fragments if isinstance(each, dict) and _says_something(each)
+        ]
 
     def _read(self, marks: _Marks, fragment: Object) -> Object:
         call = self._call(marks)
