@@ -12,10 +12,10 @@ from aiohttp import web
 
 from replay.config import Settings
 from replay.http.headers import names_of
-from replay.http.takeover import TakenOver, head, is_chunked, release
+from replay.http.takeover import TakenOver, framing_of, head, release
 from replay.live.counters import Counters
+from replay.live.encoding import Encoding
 from replay.live.feed import Feed
-from replay.live.framing import Encoding
 from replay.live.hub import Hub
 from replay.live.multiplexing import MultiplexedStream, TrackStart
 from replay.live.stream_connection import cut
@@ -104,7 +104,7 @@ class Streaming:
 
     def _encoding(self, request: web.Request, format: Format) -> Encoding:
         # A piece may come on top of what waits already, of which there may be as much (see `StreamConnection`).
-        return Encoding(format, is_chunked(request), self._settings.write_buffer_bytes // 2)
+        return Encoding(format, framing_of(request), self._settings.write_buffer_bytes // 2)
 
     async def come_back(self, request: web.Request, format: Format) -> web.StreamResponse:
         """Answer so that an `EventSource` tries again: any other status would end it for good."""
@@ -120,7 +120,7 @@ class Streaming:
                 await asyncio.sleep(0.01)
         connection = release(request)
         if connection is not None:
-            cut(connection.transport, chunked=encoding.chunked)
+            cut(connection.transport, encoding.framing)
         return TakenOver()
 
 

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 
 from replay.http.headers import complete
 from replay.live.stream_connection import Handover
+from replay.wire.framing import CHUNKED, UNTIL_CLOSE, Framing
 
 
 class TakenOver(web.StreamResponse):
@@ -29,9 +30,9 @@ class TakenOver(web.StreamResponse):
         """The end is not the server's to write."""
 
 
-def is_chunked(request: web.Request) -> bool:
-    """Whether the client knows chunks; HTTP/1.0, which some proxies still speak, does not."""
-    return request.version >= HttpVersion11
+def framing_of(request: web.Request) -> Framing:
+    """The framing that a client knows."""
+    return CHUNKED if request.version >= HttpVersion11 else UNTIL_CLOSE
 
 
 def head(request: web.Request, headers: dict[str, str]) -> bytes:
@@ -40,7 +41,7 @@ def head(request: web.Request, headers: dict[str, str]) -> bytes:
     fields = CIMultiDict(headers)
     complete(fields, request)
     fields["Date"] = formatdate(usegmt=True)
-    if is_chunked(request):
+    if framing_of(request) is CHUNKED:
         # No `Connection: close`: with it, Node 20's fetch takes a cut for a clean end.
         fields["Transfer-Encoding"] = "chunked"
     else:
@@ -58,7 +59,7 @@ def release(request: web.Request) -> Handover | None:
     transport = request.transport
     if transport is None or transport.is_closing():
         return None
-    give_back = server.successor(request, transport) if is_chunked(request) else None
+    give_back = None if framing_of(request).ends_by_closing else server.successor(request, transport)
     server.transport = None
     # When the handler has returned: the server drops the connection from its list, without closing it.
     asyncio.get_running_loop().call_soon(server.connection_lost, None)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from replay.live.framing import Encoding, Segments, frame
+from replay.live.encoding import Encoding, Segments, encode
 from replay.model.event import FROM_START, Event, EventId, Kind
 from replay.model.generation import Start, Status
 from replay.model.log import Log
@@ -187,7 +187,7 @@ class Feed:
         # Piece by piece: one whom the first has filled gets no more of them, and goes on from there when it can.
         while seq < stop and subscribers:
             try:
-                data, seq = frame(self.recording, encoding, seq, stop)
+                data, seq = encode(self.recording, encoding, seq, stop)
             except Exception:
                 # Who misses an event must not get the next one; the writer and the other readers know nothing of it.
                 logger.exception("events could not be encoded", extra={"generation": self.generation_id, "events": seq})

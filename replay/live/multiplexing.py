@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from replay.live.counters import Counters
+from replay.live.encoding import Encoding
 from replay.live.feed import Feed
-from replay.live.framing import Encoding
 from replay.live.stream_connection import Handover, StreamConnection
 from replay.wire.multiplexing import Cursor, encode, notice
 
@@ -101,7 +101,7 @@ class MultiplexedStream(StreamConnection):
         deadline_s: float,
         on_gone: Callable[[MultiplexedStream], None],
     ) -> None:
-        super().__init__(counters, chunked=encoding.chunked, deadline_s=deadline_s)
+        super().__init__(counters, encoding.framing, deadline_s=deadline_s)
         self.encoding = encoding
         self._cursor = cursor
         self._on_gone = on_gone

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from replay.live.counters import Counters
+from replay.wire.framing import Framing
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -26,15 +27,15 @@ class Handover(NamedTuple):
     give_back: Callable[[], None] | None
 
 
-def cut(transport: asyncio.Transport, *, chunked: bool) -> None:
+def cut(transport: asyncio.Transport, framing: Framing) -> None:
     """Close a connection so that its reader cannot take it for the end."""
-    if not chunked:
+    if framing.ends_by_closing:
         _reset_on_close(transport)
     transport.abort()
 
 
 def _reset_on_close(transport: asyncio.Transport) -> None:
-    """Without chunks only a reset tells a cut from an end."""
+    """Where closing is the end, only a reset tells a cut from it."""
     with contextlib.suppress(OSError, AttributeError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
@@ -42,10 +43,10 @@ def _reset_on_close(transport: asyncio.Transport) -> None:
 class StreamConnection(asyncio.Protocol):
     """What all long-lived connections have in common; see `drained` and `left` for what differs."""
 
-    __slots__ = ("_counters", "_deadline_s", "_full", "_give_back", "_handle", "_loop", "_transport", "chunked")
+    __slots__ = ("_counters", "_deadline_s", "_full", "_give_back", "_handle", "_loop", "_transport", "framing")
 
-    def __init__(self, counters: Counters, *, chunked: bool, deadline_s: float) -> None:
-        self.chunked = chunked  # HTTP/1.1's transfer coding; HTTP/1.0 has none
+    def __init__(self, counters: Counters, framing: Framing, *, deadline_s: float) -> None:
+        self.framing = framing
         self._counters = counters
         self._deadline_s = deadline_s
         self._loop = asyncio.get_running_loop()
@@ -75,18 +76,18 @@ class StreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Cut the connection so that the reader sees that this was not the end."""
         if self._transport is not None:
-            cut(self._transport, chunked=self.chunked)
+            cut(self._transport, self.framing)
 
     def _finish(self, *, clean: bool) -> None:
         """End the response; ``clean`` lets the reader take it for the end, and use the connection again."""
         assert self._transport is not None
-        if self.chunked and clean:
-            self.write(b"0\r\n\r\n")
-        elif not self.chunked and not clean:
+        if clean:
+            self.write(self.framing.end)
+        elif self.framing.ends_by_closing:
             _reset_on_close(self._transport)
         self._cancel_timers()
         transport, self._transport = self._transport, None
-        if self.chunked and clean and self._give_back is not None and not self._full:
+        if clean and self._give_back is not None and not self._full:
             self._give_back()
         else:
             if clean:

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from replay.live.counters import Counters
+from replay.live.encoding import Encoding
 from replay.live.feed import Feed
-from replay.live.framing import Encoding
 from replay.live.stream_connection import Handover, StreamConnection
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Subscriber(StreamConnection):
     def __init__(
         self, feed: Feed, delivery: Delivery, counters: Counters, on_gone: Callable[[Subscriber], None]
     ) -> None:
-        super().__init__(counters, chunked=delivery.encoding.chunked, deadline_s=delivery.deadline_s)
+        super().__init__(counters, delivery.encoding.framing, deadline_s=delivery.deadline_s)
         self.encoding = delivery.encoding
         self._feed = feed
         self._on_gone = on_gone

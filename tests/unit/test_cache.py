@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from replay.live import cache as cache_module
 from replay.live.cache import Cache
+from replay.live.encoding import Encoding
 from replay.live.feed import Feed, now_ms
-from replay.live.framing import Encoding
 from replay.live.hub import Hub
 from replay.live.memory import Memory
 from replay.model.event import number
 from replay.model.generation import End, Status
 from replay.wire.events import SSE, encode_end, encode_start
+from replay.wire.framing import CHUNKED
 
 TTL_MS = 1000
-CHANNEL = Encoding(SSE, chunked=True)
+CHANNEL = Encoding(SSE, CHUNKED)
 
 
 def ended(name: str, *, size: int = 100, ended_ms: int = STARTED_MS, kind: type[Feed] = Feed) -> Feed:

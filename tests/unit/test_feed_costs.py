@@ -10,12 +10,13 @@ from chunk_streams import START, STARTED_MS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay.live.encoding import SEGMENT, Encoding
 from replay.live.feed import Feed
-from replay.live.framing import SEGMENT, Encoding
 from replay.model.event import Entry, number
 from replay.model.trimmed_log import TrimmedLog
 from replay.wire.activity import ACTIVITY_EVENTS
 from replay.wire.events import NDJSON, SSE, Format, Recording, encode_start
+from replay.wire.framing import CHUNKED, UNTIL_CLOSE
 
 BATCHES = (1, 1, 5, 1, 3, 1)  # events that were acknowledged together
 
@@ -71,7 +72,7 @@ def begun() -> Feed:
 async def test_event_is_encoded_once_for_each_face_however_many_read(readers):
     feed, sse, lines = begun(), Encodes(SSE), Encodes(NDJSON)
     known = len(feed.log)
-    everybody = [Reader(Encoding(encodes.format, chunked=True)) for encodes in (sse, lines) for _ in range(readers)]
+    everybody = [Reader(Encoding(encodes.format, CHUNKED)) for encodes in (sse, lines) for _ in range(readers)]
     for reader in everybody:
         feed.add(reader)
         feed.go_live(reader)
@@ -91,7 +92,7 @@ async def test_event_is_encoded_once_for_each_face_however_many_read(readers):
 
 async def test_face_that_nobody_reads_is_not_encoded():
     feed, sse, lines = begun(), Encodes(SSE), Encodes(NDJSON)
-    gone, here = Reader(Encoding(lines.format, chunked=True)), Reader(Encoding(sse.format, chunked=True))
+    gone, here = Reader(Encoding(lines.format, CHUNKED)), Reader(Encoding(sse.format, CHUNKED))
     for reader in (gone, here):
         feed.add(reader)
         feed.go_live(reader)
@@ -104,7 +105,7 @@ async def test_face_that_nobody_reads_is_not_encoded():
 
 async def test_late_joiners_share_what_was_encoded_for_the_first_of_them():
     feed, sse = begun(), Encodes(SSE)
-    encoding = Encoding(sse.format, chunked=True)
+    encoding = Encoding(sse.format, CHUNKED)
     say(feed, 3 * SEGMENT - len(feed.log))
 
     read = []
@@ -130,7 +131,7 @@ async def test_late_joiners_share_what_was_encoded_for_the_first_of_them():
 @settings(max_examples=50, deadline=None)
 async def test_pieces_are_whole_events_and_no_larger_than_they_may_be_unless_it_is_one(sizes, piece_bytes, starts):
     # given a log of small and large events, and readers who begin anywhere
-    feed, encoding = begun(), Encoding(SSE, chunked=False, piece_bytes=piece_bytes)
+    feed, encoding = begun(), Encoding(SSE, UNTIL_CLOSE, piece_bytes=piece_bytes)
     feed.extend(number([b"t" + b"x" * size for size in sizes], after=feed.log.last_id, now_ms=STARTED_MS))
     length = len(feed.log)
     for start in (0, *(int(part * length) for part in starts), 0):
@@ -147,7 +148,7 @@ async def test_pieces_are_whole_events_and_no_larger_than_they_may_be_unless_it_
 
 async def test_late_joiners_share_pieces_that_are_cut_by_their_size_too():
     feed, sse = begun(), Encodes(SSE)
-    encoding = Encoding(sse.format, chunked=True, piece_bytes=1000)
+    encoding = Encoding(sse.format, CHUNKED, piece_bytes=1000)
     feed.extend(number([b"t" + b"x" * 900] * (2 * SEGMENT - 2), after=feed.log.last_id, now_ms=STARTED_MS))
 
     read = []
@@ -176,7 +177,7 @@ class Slow(Reader):
 
 
 async def test_live_reader_whom_a_part_of_a_batch_has_filled_gets_no_more_and_knows_where_it_was_cut_off():
-    feed, encoding = begun(), Encoding(SSE, chunked=False, piece_bytes=1000)
+    feed, encoding = begun(), Encoding(SSE, UNTIL_CLOSE, piece_bytes=1000)
     known, slow, fast = len(feed.log), Slow(encoding, feed), Reader(encoding)
     for reader in (slow, fast):
         feed.add(reader)
@@ -194,7 +195,7 @@ async def test_live_reader_whom_a_part_of_a_batch_has_filled_gets_no_more_and_kn
 
 async def test_segments_of_a_log_that_loses_its_beginning_are_lost_with_it():
     feed = Feed("chronicle", TrimmedLog(SEGMENT))
-    encoding = Encoding(ACTIVITY_EVENTS, chunked=True)
+    encoding = Encoding(ACTIVITY_EVENTS, CHUNKED)
     for _ in range(20):
         feed.extend(number([b'lcreated {"type":"created"}'] * SEGMENT, after=feed.log.last_id, now_ms=STARTED_MS))
         place = feed.log.first

@@ -23,6 +23,7 @@ from replay.model.transcript import Transcript
 from replay.redaction import Redaction
 from replay.wire.events import NDJSON, SSE, Format, Recording
 from replay.wire.folding import Folding, fold
+from replay.wire.framing import UNTIL_CLOSE
 from replay.wire.json import loads, mended
 from replay.wire.openai import chunk_of
 from replay.wire.openai_formats import CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS
@@ -461,7 +462,7 @@ def test_transcript_is_the_same_where_something_else_grows(beside):
 
 async def test_segment_of_what_grows_is_bounded_in_bytes():
     feed = Feed(GENERATION_ID, record(growing(600, begun="x" * 100_000), COMPLETED))
-    encoding = Encoding(CHUNKS, chunked=False)
+    encoding = Encoding(CHUNKS, UNTIL_CLOSE)
     place, read = 0, []
     while place < len(feed.log):
         data, place = feed.segment(encoding, place, len(feed.log))

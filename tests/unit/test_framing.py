@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.live.counters import Counters
+from replay.live.encoding import Encoding
 from replay.live.feed import Feed
-from replay.live.framing import Encoding
 from replay.live.stream_connection import Handover
 from replay.live.subscriber import Delivery, Pace, Subscriber
 from replay.model.event import number
 from replay.wire.events import NDJSON, SSE, Format, encode_start
+from replay.wire.framing import CHUNKED, UNTIL_CLOSE, Framing
 
 CHUNK = 8 << 10
 ENDS_OF_LINES = "\u0085\u2028\u2029"
@@ -39,7 +40,7 @@ def chunks_of(framed: bytes) -> list[bytes]:
 @given(sizes=st.lists(st.sampled_from([0, 30, 900, CHUNK - 1, CHUNK, 5 * CHUNK]), max_size=60))
 def test_chunks_are_whole_blocks_as_many_as_they_hold(format: Format, sizes: list[int]) -> None:
     blocks = [format.notice("x", {"text": "x" * size}) for size in sizes]
-    chunks = chunks_of(Encoding(format, chunked=True).framed(b"".join(blocks)))
+    chunks = chunks_of(Encoding(format, CHUNKED).framed(b"".join(blocks)))
     # then a naive packing is the same
     expected: list[bytes] = []
     for block in blocks:
@@ -50,17 +51,17 @@ def test_chunks_are_whole_blocks_as_many_as_they_hold(format: Format, sizes: lis
     assert chunks == expected
 
 
-@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("framing", [CHUNKED, UNTIL_CLOSE], ids=["chunked", "until close"])
 @pytest.mark.parametrize("format", [SSE, NDJSON], ids=["sse", "ndjson"])
 @given(text=st.text(st.sampled_from('a\\"\n\xc2\x85\xa8\u0084\u0086\u2027\u2028\u2029\u202a\u20a8😀')))
-def test_ends_of_lines_are_escaped_and_all_else_is_left(format: Format, chunked: bool, text: str) -> None:
-    told = format.notice("x", {"text": text, "_" + text: 1})
-    framed = Encoding(format, chunked).framed(told)
-    body = b"".join(chunks_of(framed)) if chunked else framed
+def test_ends_of_lines_are_escaped_and_all_else_is_left(format: Format, framing: Framing, text: str) -> None:
+    notice = format.notice("x", {"text": text, "_" + text: 1})
+    framed = Encoding(format, framing).framed(notice)
+    body = b"".join(chunks_of(framed)) if framing is CHUNKED else framed
     assert not any(end in body.decode() for end in ENDS_OF_LINES)
     data = body if format is NDJSON else body.split(b"\n")[1].removeprefix(b"data: ")
     assert json.loads(data) == {"type": "x", "text": text, "_" + text: 1}
-    escaped = told.decode()
+    escaped = notice.decode()
     for end in ENDS_OF_LINES:
         escaped = escaped.replace(end, json.dumps(end)[1:-1])
     assert body.decode() == escaped
@@ -98,7 +99,7 @@ async def test_reset_has_no_id_and_is_written_together_with_the_block_behind_it(
     feed.extend(number([encode_start(START)], after=None, now_ms=STARTED_MS))
     reset = format.notice("reset", {"reason": "unknown_event_id", "asked": "1-1"})
     delivery = Delivery(
-        encoding=Encoding(format, chunked=False),
+        encoding=Encoding(format, UNTIL_CLOSE),
         head=b"head",
         preface=reset,
         start=0,

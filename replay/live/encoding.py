@@ -7,14 +7,13 @@ holds no more. Whoever begins elsewhere joins the others within `SEGMENT` events
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from replay.wire.events import Format, Recording
+from replay.wire.framing import Framing
 from replay.wire.sse import one_line
 
 SEGMENT = 256  # events, at most, that are framed together
-_CHUNK = 8 << 10  # bytes, of HTTP's transfer coding
 _OVERHEAD = 256  # bytes that a segment takes beside its frames
 
 
@@ -22,32 +21,15 @@ class Encoding(NamedTuple):
     """Whose bytes are the same: one format, in one framing, in pieces of one size."""
 
     format: Format
-    chunked: bool  # HTTP/1.1's transfer coding; HTTP/1.0 has none
+    framing: Framing
     piece_bytes: int = 32 << 10
 
-    def framed(self, data: bytes) -> bytes:
-        """Whole blocks as they stand on the wire: some HTTP libraries hand on nothing of a chunk that is cut."""
-        data = one_line(data)
-        if not self.chunked:
-            return data
-        if len(data) <= _CHUNK:
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in _chunks(data, self.format.block_end))
+    def framed(self, blocks: bytes) -> bytes:
+        """Whole blocks as they stand on the wire."""
+        return self.framing.frame(one_line(blocks), self.format.block_end)
 
 
-def _chunks(data: bytes, block_end: bytes) -> Iterator[bytes]:
-    """Blocks, as many together as a chunk holds, or one that is larger."""
-    start = 0
-    while len(data) - start > _CHUNK:
-        last = data.rfind(block_end, start, start + _CHUNK)
-        stop = (last if last >= 0 else data.index(block_end, start)) + len(block_end)
-        yield data[start:stop]
-        start = stop
-    if start < len(data):
-        yield data[start:]
-
-
-def frame(recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
+def encode(recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
     """A piece of the events from ``start`` to before ``stop``, and the seq behind it."""
     most = encoding.piece_bytes
     end = recording.reach(start, stop, most)
@@ -82,19 +64,19 @@ class Segments:
         return sum(len(segment.data) + _OVERHEAD for segment in self._segments.values())
 
     def piece(self, recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
-        """What `frame` gives, or a part of it, framed for all who come by."""
+        """What `encode` gives, or a part of it, framed for all who come by."""
         stop = min((start // SEGMENT + 1) * SEGMENT, stop)
         segment = self._segments.get((encoding, start))
         if segment is None and start % SEGMENT:
-            return frame(recording, encoding, start, stop)
+            return encode(recording, encoding, start, stop)
         if segment is None or not segment.serves(stop):  # the last one grows
-            segment = self._frame(recording, encoding, start, stop)
+            segment = self._encode(recording, encoding, start, stop)
         return segment.data, segment.end
 
-    def _frame(self, recording: Recording, encoding: Encoding, start: int, stop: int) -> _Segment:
+    def _encode(self, recording: Recording, encoding: Encoding, start: int, stop: int) -> _Segment:
         for key in [key for key in self._segments if key[1] < recording.log.first]:
             del self._segments[key]
-        data, end = frame(recording, encoding, start, stop)
+        data, end = encode(recording, encoding, start, stop)
         segment = self._segments[encoding, start] = _Segment(data, end, cut=end < stop)
         if segment.cut:
             self._segments.setdefault((encoding, end), _Segment(b"", end, cut=False))  # here the next one begins
