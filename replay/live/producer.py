@@ -30,7 +30,7 @@ from replay.model.event import TOKENS, Event
 from replay.model.generation import End, Status
 from replay.redaction import Redaction
 from replay.store import EventStore
-from replay.upstream import Api, Call, Upstream
+from replay.upstream import Call, Upstream
 from replay.wire.events import encode_end
 from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder
@@ -70,7 +70,7 @@ class Producer:
         self._settings = settings
         self._counters = counters
         self._redaction = redaction
-        self._recorder = Recorder(responses=call.api is Api.RESPONSES, redaction=redaction)
+        self._recorder = Recorder(call.api.dialect, redaction=redaction)
         self.tokens = 0
         self.ttft_ms: int | None = None
         self._last_token_ms = 0

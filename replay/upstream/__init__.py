@@ -9,6 +9,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from replay.redaction import secrets_in_headers
+from replay.wire.chat_dialect import CHAT
+from replay.wire.dialect import Dialect
+from replay.wire.responses_dialect import RESPONSES
 
 # The headers by which a caller is known to OpenAI and to Azure.
 CREDENTIALS = ("Authorization", "OpenAI-Organization", "OpenAI-Project", "api-key")
@@ -20,6 +23,11 @@ class Api(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"  # the legacy ones
     RESPONSES = "responses"
+
+    @property
+    def dialect(self) -> Dialect:
+        """The one in which an answer is asked for."""
+        return RESPONSES if self is Api.RESPONSES else CHAT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from replay.model.event import FILLED, FORMS, PIECES, Entry, Event, Kind
 from replay.model.generation import End, Start, Status
 from replay.model.log import Log
 from replay.wire import json, sse
+from replay.wire.dialects import dialect_of, is_plain, visible_text
 from replay.wire.forms import Form, Growth, form_of, text_of
-from replay.wire.openai import Shape, chunk_of, further_fields, is_plain, template_of, visible_text
-from replay.wire.responses import as_chunk, is_response_event
+from replay.wire.openai import Shape, chunk_of, template_of
 
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
 _VISIBLE = frozenset((Entry.TOKEN[0], Entry.FILLED_TOKEN[0]))  # text, and no whole chunk
@@ -168,12 +168,9 @@ def _end_data(event: Event) -> dict[str, Any]:
 
 
 def _carried(chunk: dict[str, Any]) -> dict[str, Any]:
-    """What a chunk carries, without the envelope; what an event of the Responses API says, as choices too."""
-    if is_response_event(chunk):
-        plain = as_chunk(chunk) or {}
-        return {"choices": plain.get("choices", []), "event": chunk}
-    choices = {"choices": chunk["choices"]} if "choices" in chunk else {}
-    return choices | {key: value for key, value in further_fields(chunk).items() if key not in _OWN}
+    """What a chunk carries, without the envelope."""
+    carried = dialect_of(chunk).carried(chunk)
+    return {key: value for key, value in carried.items() if key not in _OWN}
 
 
 _OWN = frozenset(("type", "content", "index", "generation_id"))  # an upstream's field must not pass for ours

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from replay.model.event import Entry
 from replay.redaction import Redaction
 from replay.wire import json
+from replay.wire.dialect import Dialect, Path
+from replay.wire.dialects import dialect_of
 from replay.wire.forms import AS_MUCH, ITSELF, MORE, MOST_BLANKS, OWN, PROBES, TEXT, Blank, Form, form_of, form_payload
-from replay.wire.openai import LITERAL, growing_strings, is_utf8, may_repeat, visible_text
-from replay.wire.responses import is_response_event
+from replay.wire.openai import LITERAL, is_utf8
 
 _TRIES, _SELDOM = 6, 32  # see `Forms`
 _MOST_VALUES = 256  # of a chunk that is looked at
@@ -157,7 +158,8 @@ def _form(
     raw: bytes, chunk: dict[str, Any], before: bytes, blanks: frozenset[int], redaction: Redaction
 ) -> tuple[bytes, Filler] | None:
     """A chunk as a form, by the one before it and the blanks which that had."""
-    values = _values(before, raw) if may_repeat(chunk) else None
+    dialect = dialect_of(chunk)
+    values = _values(before, raw) if dialect.may_repeat(chunk) else None
     if values is None:
         return None
     blanks |= {index for index, value in enumerate(values) if raw[value.start : value.end] != value.before}
@@ -166,20 +168,20 @@ def _form(
         return None
     sample = json.loads(_with_probes(raw, changing))
     paths = _paths_of_probes(sample, len(changing))
-    if paths is None or any(map(_is_judged, paths)):
+    if paths is None or any(map(dialect.is_judged, paths)):
         return None
-    text = _text_probe(chunk, sample)
+    text = _text_probe(dialect, sample)
     if text is None:
         return None
     stretches = [
-        Blank(value.start, value.end, grows=_grows(value, raw, path, chunk))
+        Blank(value.start, value.end, grows=dialect.is_replaced(path) and _has_grown(value, raw))
         for value, path in zip(changing, paths, strict=True)
     ]
     stretches.insert(0, stretches.pop(PROBES.index(text)))
     payload = form_payload(stretches, raw)
     filler = Filler(
         form_of(payload),
-        visible=visible_text(sample).encode() == text,
+        visible=dialect.visible_text(sample).encode() == text,
         counts=isinstance(chunk.get("usage"), dict),
         blanks=blanks,
         redaction=redaction,
@@ -220,9 +222,6 @@ def _with_probes(raw: bytes, values: Sequence[_Value]) -> bytes:
     return b"".join(chain.from_iterable(zip(gaps, (*PROBES[: len(values)], b""), strict=True)))
 
 
-Path = tuple[str | int, ...]
-
-
 def _paths_of_probes(sample: dict[str, Any], count: int) -> list[Path] | None:
     """Where the probes are found; None where one is not, as where its key comes twice."""
     leaves = {str(value): path for value, path in _leaves(sample)}
@@ -241,23 +240,12 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
         yield value, path
 
 
-def _is_judged(path: Path) -> bool:
-    """Whether a value says what a chunk is, whose it is, whether it tells of an error, or how a choice ends."""
-    if path[0] == "choices":
-        return path[2] in ("index", "finish_reason", "error")
-    return path[0] in ("type", "object", "error", "base_resp")
-
-
-def _grows(value: _Value, raw: bytes, path: Path, chunk: dict[str, Any]) -> bool:
-    """Whether a value has grown, of which a transcript keeps only the last value."""
-    in_pieces = path[0] == "choices" and path[2] in ("delta", "text")
-    if in_pieces or is_response_event(chunk):
-        return False
+def _has_grown(value: _Value, raw: bytes) -> bool:
     return _is_string(value, raw) and raw.startswith(value.before, value.start)
 
 
-def _text_probe(chunk: dict[str, Any], sample: dict[str, Any]) -> bytes | None:
+def _text_probe(dialect: Dialect, sample: dict[str, Any]) -> bytes | None:
     """The probe that stands for the text; a text that is seen goes first, and has to be a blank."""
-    seen = visible_text(sample)
-    strings = [seen] if seen else [string for _, string, _ in growing_strings(sample)]
+    seen = dialect.visible_text(sample)
+    strings = [seen] if seen else dialect.growing_strings(sample)
     return next((probe for probe in (string.encode(errors="replace") for string in strings) if probe in PROBES), None)

@@ -28,7 +28,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from replay.wire import json
-from replay.wire.openai import is_plain, with_id
+from replay.wire.dialects import is_plain
+from replay.wire.openai import with_id
 
 ITSELF, TEXT, MORE, AS_MUCH, OWN = (bytes((byte,)) for byte in range(1, 6))
 MOST_BLANKS = 16

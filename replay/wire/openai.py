@@ -1,4 +1,4 @@
-"""An OpenAI-compatible stream <-> the entries of a log, lossless: chat, legacy and Responses alike.
+"""An upstream's stream <-> the entries of a log, lossless, whichever dialect it is in.
 
 Most chunks of a stream differ from the one before in a single string: the next piece of text, of
 reasoning, of a call's arguments. So a chunk is stored whole (`T`, `D`) when it is the first of its
@@ -19,21 +19,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from replay.model.event import FORMS, WHOLES, Entry
 from replay.model.transcript import GROWING
 from replay.wire import json
-from replay.wire.chat import as_index, says_all, strings_in_parts, text_in
-from replay.wire.reading import Reader
-from replay.wire.responses import is_response_event
-
-# What all chunks of a stream share, or, as obfuscation, means nothing.
-ENVELOPE = frozenset(
-    ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider", "obfuscation")
-)
+from replay.wire.dialects import dialect_of
 
 # Possessive (`*+`): a loop that may give back what it took keeps 100 bytes for every escape.
 LITERAL = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
@@ -94,66 +86,14 @@ class Template:
 
 
 def template_of(raw: bytes, chunk: dict[str, Any] | None = None) -> Template | None:
-    """The template that a whole chunk is for those after it; None where it is none.
-
-    A chunk that counts usage is none: those after it would count as much.
-    """
+    """The template that a whole chunk is for those after it; None where it is none."""
     chunk = json.loads(raw) if chunk is None else chunk
-    if is_response_event(chunk):
-        return _delta_template(raw, chunk)
-    if not may_repeat(chunk) or chunk.get("usage"):
+    dialect = dialect_of(chunk)
+    string = dialect.template_string(chunk)
+    if string is None:
         return None
-    strings = list(growing_strings(chunk))
-    found = [string for string in strings if string[1]] or strings
-    if len(found) != 1:
-        return None
-    key, _, shown = found[0]
-    visible = shown and as_index(chunk["choices"][0].get("index")) in (None, 0)
-    return _around(key, raw, visible=visible, plain=visible and is_plain(chunk))
-
-
-def may_repeat(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk is one of many: it says a piece of one text, finishes no choice and tells of no error."""
-    if is_response_event(chunk):
-        return str(chunk["type"]).endswith(".delta")
-    choices = chunk.get("choices")
-    if chunk.get("error") or not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        return False
-    (choice,) = choices
-    return not says_all(choice) and not choice.get("finish_reason") and choice.get("logprobs") is None
-
-
-def may_be_joined(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk with the strings of several joined says what each of them says in turn.
-
-    It does not where something else grows beside the string, or where each has a call of its own.
-    """
-    if is_response_event(chunk):
-        return True
-    delta = chunk["choices"][0].get("delta")
-    if not isinstance(delta, dict):
-        return True
-    return all(
-        not isinstance(value, list | dict)
-        or not value
-        or (key == "content" and any(strings_in_parts(value)))
-        or (key == "tool_calls" and all(map(_names_its_call, value)))
-        or key == "function_call"
-        for key, value in delta.items()
-    )
-
-
-def _names_its_call(fragment: Any) -> bool:
-    """Whether fragments like this one are all of one call."""
-    function = fragment.get("function") if isinstance(fragment, dict) else None
-    return isinstance(function, dict) and bool(fragment.get("id") or not function.get("name"))
-
-
-def _delta_template(raw: bytes, event: dict[str, Any]) -> Template | None:
-    if not isinstance(event.get("delta"), str):
-        return None
-    visible = bool(visible_text({**event, "delta": "x"}))
-    return _around("delta", raw, visible=visible, plain=visible and is_plain(event))
+    key, visible = string
+    return _around(key, raw, visible=visible, plain=visible and dialect.is_plain(chunk))
 
 
 def _around(key: str, raw: bytes, *, visible: bool, plain: bool) -> Template | None:
@@ -163,59 +103,6 @@ def _around(key: str, raw: bytes, *, visible: bool, plain: bool) -> Template | N
         return None
     start, end = matches[0].span(1)
     return Template(raw[:start], raw[end:], visible, plain)
-
-
-def growing_strings(chunk: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """The strings of a chunk that may repeat that grow from one to the next: key, string, and whether it is visible."""
-    if is_response_event(chunk):
-        if isinstance(chunk.get("delta"), str):
-            yield "delta", chunk["delta"], bool(visible_text(chunk))
-        return
-    choice = chunk["choices"][0]
-    delta = choice.get("delta")
-    if not delta and isinstance(choice.get("text"), str):
-        yield "text", choice["text"], True
-    if isinstance(delta, str) and delta:
-        yield "delta", delta, True
-    if not isinstance(delta, dict):
-        return
-    for key in GROWING:
-        if isinstance(delta.get(key), str):
-            yield key, delta[key], key == "content"
-    yield from strings_in_parts(delta.get("content"))
-    calls = delta.get("tool_calls")
-    # Without its index a fragment does not say which call grows.
-    if isinstance(calls, list) and len(calls) == 1 and isinstance(calls[0], dict) and "index" in calls[0]:
-        function = calls[0].get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            yield "arguments", function["arguments"], False
-
-
-def visible_text(chunk: dict[str, Any]) -> str:
-    """The text of choice 0 that a reader of the answer sees in a chunk by itself; empty where there is none."""
-    return text_in(chunk if not is_response_event(chunk) else Reader().read(chunk) or {})
-
-
-def further_fields(chunk: dict[str, Any]) -> dict[str, Any]:
-    """What a chunk carries beside the envelope and the choices."""
-    return {key: value for key, value in chunk.items() if key not in ENVELOPE and key != "choices"}
-
-
-def is_plain(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk with visible text carries nothing beside it."""
-    if is_response_event(chunk):
-        return str(chunk["type"]).endswith(".delta") and not chunk.get("logprobs")
-    choices = chunk["choices"]
-    if len(choices) != 1 or any(value is not None for value in further_fields(chunk).values()):
-        return False
-    choice = choices[0]
-    delta = choice.get("delta")
-    if isinstance(delta, dict):
-        beside = [value for key, value in choice.items() if key not in ("index", "delta")]
-        beside += [value for key, value in delta.items() if key != "content" or not isinstance(value, str)]
-    else:
-        beside = [value for key, value in choice.items() if key not in ("index", "text")]
-    return all(value is None for value in beside)
 
 
 def wants_usage(request: dict[str, Any]) -> bool:

@@ -17,9 +17,11 @@ from replay.model.event import FILLED, PIECES, Entry, EventId, Kind
 from replay.model.generation import End, Status
 from replay.wire import json, sse
 from replay.wire.chat import numbered
+from replay.wire.chat_dialect import further_fields
+from replay.wire.dialects import visible_text
 from replay.wire.events import Format, Recording, decode_end, no_notice
 from replay.wire.forms import text_of
-from replay.wire.openai import Shape, further_fields, visible_text, whole_chunk, with_id
+from replay.wire.openai import Shape, whole_chunk, with_id
 
 _STREAM = "text/event-stream; charset=utf-8"
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))

@@ -11,18 +11,12 @@ on after any of them (`starting_after`). A cancelled generation just ends: OpenA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from replay.wire.chat import ChatReader
 from replay.wire.repeated import repeated
 from replay.wire.response_outcome import LAST, outcome_of
 from replay.wire.response_output import (
-    CUSTOM,
-    FUNCTION,
-    REASONING,
-    REFUSAL,
-    TEXT,
     Kind,
     Names,
     Object,
@@ -33,96 +27,11 @@ from replay.wire.response_output import (
     usage_of,
     with_said,
 )
+from replay.wire.responses_dialect import DONE, PIECES, RESPONSES, lookup, name_of
 
-_V = TypeVar("_V")
-
-CALLS = {kind.item: kind for kind in (FUNCTION, CUSTOM)}
-_SAID = {f"{kind.event}.delta": kind for kind in (TEXT, REFUSAL, REASONING, FUNCTION, CUSTOM)}
-DONE = {f"{kind.event}.done": kind for kind in _SAID.values()}
-DELTAS = _SAID | {"response.reasoning_summary_text.delta": REASONING}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # by the finish reason
 
 _OURS = ("background", "metadata", "previous_response_id", "store")  # which this service sees to, not an upstream
-
-
-def _found(table: Mapping[str, _V], key: Any) -> _V | None:
-    return table.get(key) if isinstance(key, str) else None
-
-
-# Events as chunks.
-
-
-def is_response_event(chunk: Object) -> bool:
-    """Whether this is an event of the Responses API and not a chat chunk."""
-    kind = chunk.get("type")
-    return isinstance(kind, str) and kind.startswith("response.")
-
-
-def as_chunk(event: Object) -> Object | None:
-    """A Responses event as the chat chunk that says the same, for readers that fold chat chunks.
-
-    None where it says nothing new.
-    """
-    if event.get("type") in LAST:
-        return _last_chunk(event)
-    if event.get("type") == "response.output_item.added":
-        return _call_chunk(event)
-    if event.get("type") == "response.output_text.annotation.added":
-        return _chunk({"annotations": [event["annotation"]]}) if isinstance(event.get("annotation"), dict) else None
-    kind, piece = _found(DELTAS, event.get("type")), event.get("delta")
-    if kind is None or not isinstance(piece, str):
-        return None
-    if kind.part:
-        return _chunk({kind.said: piece})
-    return _chunk({"tool_calls": [{"index": _whose(event), kind.said: {kind.field: piece}}]})
-
-
-def _call_chunk(event: Object) -> Object | None:
-    item = object_in(event.get("item"))
-    kind = _found(CALLS, item.get("type"))
-    if kind is None:
-        return None
-    call = {"name": item.get("name"), kind.field: ""}
-    fragment = {"index": _whose(event), "id": item.get("call_id"), "type": kind.said, kind.said: call}
-    return _chunk({"tool_calls": [fragment]})
-
-
-def _last_chunk(event: Object) -> Object | None:
-    response = object_in(event.get("response"))
-    reason = _finish_reason(event, response)
-    chunk = {"choices": []} if reason is None else _chunk({}, finish_reason=reason)
-    if isinstance(response.get("usage"), dict):
-        return chunk | {"usage": response["usage"]}
-    return chunk if reason else None
-
-
-def _finish_reason(event: Object, response: Object) -> str | None:
-    outcome = outcome_of(event)
-    if outcome == "failed":
-        return None
-    if outcome == "incomplete":
-        filtered = object_in(response.get("incomplete_details")).get("reason") == "content_filter"
-        return "content_filter" if filtered else "length"
-    called = any(_found(CALLS, item.get("type")) for item in objects_in(response.get("output")))
-    return "tool_calls" if called else "stop"
-
-
-def _chunk(delta: Object, **beside: Any) -> Object:
-    return {"choices": [{"index": 0, "delta": delta, **beside}]}
-
-
-def names_of(event: Object) -> list[int | str]:
-    """What the item is called that an event is about: by its index in the output, which some leave out, and by ids."""
-    item = object_in(event.get("item"))
-    names = (event.get("output_index"), event.get("item_id"), item.get("id"), item.get("call_id"))
-    return [name for name in names if isinstance(name, int | str)]
-
-
-def _whose(event: Object) -> int | str | None:
-    return next(iter(names_of(event)), None)
-
-
-# Events of a log.
 
 
 class Responses:
@@ -185,7 +94,7 @@ class Responses:
 
 
 def _is_event(chunk: Object) -> bool:
-    return is_response_event(chunk) or chunk.get("type") == "error"
+    return RESPONSES.recognises(chunk) or chunk.get("type") == "error"
 
 
 def _outcome(status: str, error: Object | None, ended_at: int) -> Object:
@@ -263,14 +172,14 @@ class _FromEvents:
 
     def _keep(self, event: Object) -> None:
         """Note what an event says of an item."""
-        whose, index = _whose(event), count(event, "content_index")
+        whose, index = name_of(event), count(event, "content_index")
         if event["type"] in ("response.output_item.added", "response.output_item.done"):
             self._items[whose] = object_in(event.get("item"))
             self._said.pop(whose, None)
-        kind = _found(_SAID, event["type"])
+        kind = lookup(PIECES, event["type"])
         if kind is not None and isinstance(event.get("delta"), str):
             self._said.setdefault(whose, {}).setdefault((index, kind), []).append(event["delta"])
-        kind = _found(DONE, event["type"])
+        kind = lookup(DONE, event["type"])
         if kind is not None and isinstance(event.get(kind.field), str):
             self._said.setdefault(whose, {})[index, kind] = [event[kind.field]]
 
@@ -326,7 +235,7 @@ class _FromChunks:
         return [{"type": f"response.{what}", "response": self.response} for what in ("created", "in_progress")]
 
     def _complete(self, ended_at: int) -> list[Object]:
-        reason = _found(_INCOMPLETE, self._finish_reason)
+        reason = lookup(_INCOMPLETE, self._finish_reason)
         if reason is None:
             events = self._output.close("completed")
             self._response |= _outcome("completed", None, ended_at)

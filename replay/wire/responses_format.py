@@ -7,9 +7,11 @@ from typing import Any
 
 from replay.model.event import Event, Kind
 from replay.wire import json, sse
+from replay.wire.dialects import dialect_of
 from replay.wire.events import Format, Recording, decode_end, no_notice
 from replay.wire.openai import chunk_of
-from replay.wire.responses import Responses, is_response_event
+from replay.wire.responses import Responses
+from replay.wire.responses_dialect import RESPONSES as DIALECT
 
 
 class ResponseView:
@@ -63,7 +65,7 @@ class ResponseView:
             return self._responses.end(end.status, end.error, event.id.ms // 1000)
         chunk = json.loads(chunk_of(event.entry, recording.template(event.id.seq)))
         if self.translated is None:
-            self.translated = not is_response_event(chunk)
+            self.translated = dialect_of(chunk) is not DIALECT
         return self._responses.add(chunk)
 
 

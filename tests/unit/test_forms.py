@@ -21,6 +21,7 @@ from replay.model.event import Entry
 from replay.model.log import Log
 from replay.model.transcript import Transcript
 from replay.redaction import Redaction
+from replay.wire.chat_dialect import CHAT
 from replay.wire.events import NDJSON, SSE, Format, Recording
 from replay.wire.folding import Folding, fold
 from replay.wire.framing import UNTIL_CLOSE
@@ -29,6 +30,7 @@ from replay.wire.openai import chunk_of
 from replay.wire.openai_formats import CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS
 from replay.wire.reading import Reader
 from replay.wire.recorder import Recorder
+from replay.wire.responses_dialect import RESPONSES as RESPONSES_DIALECT
 from replay.wire.responses_format import RESPONSES
 from replay.wire.sse import Message
 
@@ -128,7 +130,7 @@ def test_events_of_the_responses_api_have_holes_too():
         {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "delta": text, "obfuscation": noise}
         for text, noise in (("Hel", "q1"), ("lo", "w22"), ("!", "e333"))
     ]
-    recorder = Recorder(responses=True)
+    recorder = Recorder(RESPONSES_DIALECT)
     entries = [
         recorder.record(Message(b"", dump(event | {"sequence_number": n}, "raw"))) for n, event in enumerate(events)
     ]
@@ -274,7 +276,7 @@ def test_what_a_stream_is_judged_by_is_no_hole(before, after):
 @pytest.mark.parametrize("responses", [True, False])
 def test_events_of_another_type_in_the_same_shape_are_recorded_whole(responses):
     stream = [b'{"type":"response.%b.delta","delta":"a","n":1}' % kind for kind in (b"reasoning_text", b"output_text")]
-    recorder = Recorder(responses=responses)
+    recorder = Recorder(RESPONSES_DIALECT if responses else CHAT)
     entries = [recorder.record(Message(b"", raw)) for raw in stream]
     assert [entry[1:] for entry in entries] == stream
 

@@ -17,12 +17,14 @@ from support.sse import messages
 from replay.errors import UpstreamError, UpstreamInvalid, UpstreamTruncated
 from replay.model.event import Entry, Kind
 from replay.model.log import Log
+from replay.wire.dialects import visible_text
 from replay.wire.events import SSE, Recording, event_data
 from replay.wire.failures import upstream_error
 from replay.wire.folding import fold
-from replay.wire.openai import chunk_of, template_of, visible_text
+from replay.wire.openai import chunk_of, template_of
 from replay.wire.openai_formats import CHUNKS
 from replay.wire.recorder import Recorder
+from replay.wire.responses_dialect import RESPONSES as RESPONSES_DIALECT
 from replay.wire.sse import Decoder, Message
 
 STREAMS = [sample for sample in SAMPLES.values() if "json" not in sample.headers.get("content-type", "")]
@@ -484,7 +486,7 @@ def test_events_of_the_responses_api_are_tokens_and_deltas_where_they_were_asked
         {**payload, "sequence_number": place}
         for place, payload in enumerate(SAMPLES["15-responses-event-lines"].payloads)
     ]
-    recorder = Recorder(responses=True)
+    recorder = Recorder(RESPONSES_DIALECT)
     # when
     entries = [recorder.record(Message(payload["type"].encode(), dump(payload, "raw"))) for payload in numbered]
     log = log_of(entries)
@@ -509,7 +511,7 @@ def test_text_of_the_responses_api_is_stored_alone():
         }
         for place, text in enumerate(("Hel", "lo", " wor"))
     ]
-    recorder = Recorder(responses=True)
+    recorder = Recorder(RESPONSES_DIALECT)
     entries = [recorder.record(Message(b"", dump(chunk, "raw"))) for chunk in chunks]
     assert [entry[:1] for entry in entries] == [b"T", b"t", b"t"]
     assert entries[1:] == [b"tlo", b"t wor"]
@@ -524,13 +526,13 @@ def test_text_of_the_responses_api_is_stored_alone():
     ],
 )
 def test_failure_of_a_response_is_the_upstreams_error(event, code):
-    recorder = Recorder(responses=True)
+    recorder = Recorder(RESPONSES_DIALECT)
     recorder.record(Message(event["type"].encode(), dump(event, "raw")))
     assert recorder.verdict().code == "upstream_error"
     assert recorder.verdict().details.get("code") == code
 
 
 def test_response_without_its_end_is_truncated():
-    recorder = Recorder(responses=True)
+    recorder = Recorder(RESPONSES_DIALECT)
     recorder.record(Message(b"", b'{"type":"response.output_text.delta","delta":"a"}'))
     assert recorder.verdict().code == "upstream_truncated"

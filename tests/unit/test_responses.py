@@ -21,7 +21,9 @@ from support.samples import SAMPLES
 from replay.model.transcript import Transcript
 from replay.wire.reading import Reader
 from replay.wire.repeated import REPEATED
-from replay.wire.responses import Responses, as_chunk, is_response_event
+from replay.wire.responses import Responses
+from replay.wire.responses_dialect import RESPONSES as DIALECT
+from replay.wire.responses_dialect import as_chunk
 
 ID = "gen_unit"
 CREATED, ENDED = 1763701200, 1763701201
@@ -653,7 +655,7 @@ def test_sdk_reads_the_events_of_an_upstream():
     [({"type": "response.x"}, True), ({"type": "error"}, False), ({"type": ["response."]}, False), (chunk(), False)],
 )
 def test_event_is_told_from_a_chunk_by_its_type(entry, expected):
-    assert is_response_event(entry) is expected
+    assert DIALECT.recognises(entry) is expected
 
 
 # What cannot be understood.
