@@ -19,11 +19,12 @@ from replay.config import Settings
 from replay.errors import InvalidSetting
 from replay.http.activity import ActivityEvents
 from replay.http.bodies import Bodies
+from replay.http.completions import Completions
 from replay.http.events import Events
 from replay.http.generations import Generations
 from replay.http.headers import complete_response
 from replay.http.multiplexing import MultiplexedEvents
-from replay.http.openai import Completions, OpenAIService
+from replay.http.openai_service import OpenAIService
 from replay.http.ops import Ops
 from replay.http.origins import Origins
 from replay.http.pages import Pages
@@ -36,13 +37,17 @@ from replay.http.streaming import Streaming
 from replay.http.token_stream import TokenStream
 from replay.http.transcripts import Transcripts
 from replay.live.activity import Activity
+from replay.live.activity_reporter import ActivityReporter
 from replay.live.catalogue import Catalogue
 from replay.live.counters import Counters
+from replay.live.endings import Endings
 from replay.live.hub import Hub
+from replay.live.keeper import Keeper
 from replay.live.orphans import Orphans
 from replay.live.periodic_work import PeriodicWork
 from replay.live.producers import Producers
 from replay.live.starter import Starter
+from replay.live.tasks import Tasks
 from replay.redaction import Redaction
 from replay.store.connection import Address
 from replay.store.embedded import EmbeddedValkey
@@ -98,33 +103,33 @@ class App:
         activity = Activity(store, patience_s=patience_s)
         activity.start()
         parts.push_async_callback(activity.stop)
-        self.producers = Producers(
-            store,
-            self.hub,
-            activity,
-            upstream,
-            settings,
-            counters,
-            node=self.name,
-            redaction=Redaction(config.secrets(settings)),
+        tasks = Tasks()
+        reporter = ActivityReporter(store, activity, tasks)
+        redaction = Redaction(config.secrets(settings))
+        self.producers = Producers(store, self.hub, reporter, upstream, settings, counters, tasks, redaction=redaction)
+        keeper = Keeper(store, settings, counters, tasks)
+        endings = Endings(store, self.hub, self.producers, keeper, activity, settings, counters, tasks, node=self.name)
+        orphans = Orphans(
+            store, self.hub, self.producers, endings, reporter, counters, node=self.name, lease_s=settings.lease_s
         )
-        orphans = Orphans(store, self.hub, self.producers, counters, node=self.name, lease_s=settings.lease_s)
-        node = PeriodicWork(store, self.hub, activity, self.producers, orphans, settings, name=self.name)
+        node = PeriodicWork(
+            store, self.hub, activity, self.producers, endings, keeper, orphans, settings, name=self.name
+        )
         await node.start(alone=alone)
         parts.push_async_callback(node.stop)
-        parts.push_async_callback(self.producers.stop)
+        parts.push_async_callback(tasks.stop)
 
-        starter = Starter(store, self.hub, self.producers, upstream, settings, node=self.name)
+        starter = Starter(store, self.hub, self.producers, upstream, settings, tasks, node=self.name)
         self._streaming = Streaming(self.hub, settings, counters)
         events = Events(self.hub, self._streaming)
         bodies = Bodies(settings)
-        catalogue = Catalogue(store, self.hub, self.producers)
+        catalogue = Catalogue(store, self.hub, self.producers, tasks)
         generations = Generations(
             store,
             self.hub,
             activity,
             catalogue,
-            self.producers,
+            endings,
             starter,
             events,
             bodies,
@@ -137,7 +142,9 @@ class App:
             parts.push_async_callback(self._siblings.stop)
         web_app = web.Application(middlewares=[answer_problems, origins.admit], client_max_size=settings.max_body_bytes)
         web_app.on_response_prepare.append(complete_response)
-        service = OpenAIService(store, self.hub, self.producers, starter, upstream, self._streaming, bodies, settings)
+        service = OpenAIService(
+            store, self.hub, self.producers, endings, starter, upstream, self._streaming, bodies, settings
+        )
         openai = (Completions(service), Stored(service), TokenStream(service, origins), ResponseCalls(service))
         watching = (
             events,

@@ -18,9 +18,9 @@ from replay.http.negotiation import generation_id_of
 from replay.http.start_requests import read_start_request
 from replay.live.activity import Activity
 from replay.live.catalogue import Catalogue, Listed, generation_of
+from replay.live.endings import Endings
 from replay.live.feed import Feed
 from replay.live.hub import Hub
-from replay.live.producers import Producers
 from replay.live.starter import Starter
 from replay.model.event import FROM_START, Event
 from replay.model.generation import Generation
@@ -40,7 +40,7 @@ class Generations:
         hub: Hub,
         activity: Activity,
         catalogue: Catalogue,
-        producers: Producers,
+        endings: Endings,
         starter: Starter,
         events: Events,
         bodies: Bodies,
@@ -52,7 +52,7 @@ class Generations:
         self._hub = hub
         self._activity = activity
         self._catalogue = catalogue
-        self._producers = producers
+        self._endings = endings
         self._starter = starter
         self._events = events
         self._bodies = bodies
@@ -116,11 +116,11 @@ class Generations:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop a generation, on whichever node it runs; what it has said stays."""
-        return _answer(await self._describe_feed(await self._producers.cancel(generation_id_of(request))))
+        return _answer(await self._describe_feed(await self._endings.cancel(generation_id_of(request))))
 
     async def delete(self, request: web.Request) -> web.Response:
         """Cancel if live, and remove every trace."""
-        await self._producers.delete(generation_id_of(request))
+        await self._endings.delete(generation_id_of(request))
         return web.Response(status=204)
 
     async def _describe_feed(self, feed: Feed) -> dict[str, Any]:

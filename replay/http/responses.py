@@ -16,7 +16,7 @@ from replay.http import negotiation
 from replay.http.bodies import shown
 from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
-from replay.http.openai import OpenAIService, answer_json, kept_request, link_headers, said_nothing, take_flag
+from replay.http.openai_service import OpenAIService, answer_json, kept_request, link_headers, take_flag
 from replay.http.problems import openai_error
 from replay.http.start_requests import start_request_of
 from replay.live.feed import Feed
@@ -71,7 +71,7 @@ class ResponseCalls:
                 await service.first_words(feed)
             else:
                 feed = await service.whole(feed)
-            if said_nothing(feed):
+            if feed.unanswered:
                 return await service.failure(feed, alone=started.alone)
         return self._stream(request, feed) if stream else self._answer(feed)
 
@@ -153,13 +153,13 @@ class ResponseCalls:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop a response, on whichever node it runs; what it has said stays."""
-        feed = await self._service.producers.cancel(generation_id_of(request))
+        feed = await self._service.endings.cancel(generation_id_of(request))
         return self._answer(feed)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Cancel if live, and remove every trace."""
         generation_id = generation_id_of(request)
-        await self._service.producers.delete(generation_id)
+        await self._service.endings.delete(generation_id)
         return answer_json({"id": generation_id, "object": "response", "deleted": True})
 
     async def input_items(self, request: web.Request) -> web.Response:

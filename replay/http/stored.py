@@ -12,7 +12,7 @@ from aiohttp import web
 from replay.errors import GenerationNotFound, InvalidRequest
 from replay.http.lists import listing, page_of, read_paging
 from replay.http.negotiation import generation_id_of
-from replay.http.openai import OpenAIService, answer_json, assembled, kept_request
+from replay.http.openai_service import OpenAIService, answer_json, assembled, kept_request
 from replay.live.feed import Feed
 from replay.model.event import Kind
 from replay.model.generation import Start, Status
@@ -49,7 +49,7 @@ class Stored:
     async def delete(self, request: web.Request) -> web.Response:
         """Cancel if live, and remove every trace."""
         generation_id = generation_id_of(request)
-        await self._service.producers.delete(generation_id)
+        await self._service.endings.delete(generation_id)
         return answer_json({"id": generation_id, "object": "chat.completion.deleted", "deleted": True})
 
     async def messages(self, request: web.Request) -> web.Response:
@@ -127,6 +127,5 @@ def _shown(feed: Feed) -> dict[str, Any]:
     completion = assembled(feed) | {"metadata": start.metadata or {}}
     if feed.completed:
         return completion
-    end = decode_end(feed.log.entries[-1]) if feed.log.complete else None
-    status = end.status if end is not None else Status.STREAMING if len(feed.log) > 1 else Status.QUEUED
-    return completion | {"replay": {"status": status, "error": end.error if end is not None else None}}
+    error = None if feed.end is None else feed.end.error
+    return completion | {"replay": {"status": feed.recording.status, "error": error}}

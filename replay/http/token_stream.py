@@ -17,7 +17,7 @@ from aiohttp import web
 from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
 from replay.http.events import cursor_of
 from replay.http.negotiation import generation_id_in
-from replay.http.openai import OpenAIService, link_headers, said_nothing
+from replay.http.openai_service import OpenAIService, link_headers
 from replay.http.origins import Origins
 from replay.http.start_requests import chat_request, start_request_of
 from replay.live.feed import Feed
@@ -89,7 +89,7 @@ class TokenStream:
     async def _show(self, request: web.Request, started: Started) -> web.StreamResponse:
         service, feed = self._service, started.feed
         await self._first_token(feed)
-        if said_nothing(feed):
+        if feed.unanswered:
             return await service.failure(feed, alone=started.alone)
         # A reader that is cut before its first token has to know where it was all the same.
         opening = b"" if _has_token(feed) else _cursor_alone(feed, service.settings.retry_ms)

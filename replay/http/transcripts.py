@@ -12,10 +12,9 @@ from replay.http import negotiation
 from replay.http.negotiation import generation_id_of
 from replay.live.feed import Feed
 from replay.live.hub import Hub
-from replay.model.generation import Status
+from replay.model.generation import Status, status_of
 from replay.model.growth import REASONING_NAMES
 from replay.wire import json
-from replay.wire.events import decode_end
 
 _JSON = "application/json"
 _TEXT = "text/plain"
@@ -65,8 +64,7 @@ def transcript_of(feed: Feed, stop: int) -> dict[str, Any]:
     log = feed.log
     start = feed.start
     transcript = feed.transcript(stop)
-    ended = log.complete and stop == len(log)
-    status = decode_end(log.entries[-1]).status if ended else Status.STREAMING if stop > 1 else Status.QUEUED
+    status = status_of(feed.end if stop == len(log) else None, last_seq=stop - 1)
     return {
         "id": feed.generation_id,
         "status": status.value,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from replay.errors import Abandoned, StoreUnavailable
 from replay.live.producer import Producer
@@ -16,15 +16,16 @@ _LONG_S = 1.0  # for an answer of Valkey's: it was away, or near it
 class Abandonment:
     """Looks for what is abandoned among what this node produces. Who watches elsewhere, the other nodes say."""
 
-    def __init__(self, store: EventStore, *, node: str, lease_s: float) -> None:
+    def __init__(self, store: EventStore, producers: Iterable[Producer], *, node: str, lease_s: float) -> None:
         self._store = store
+        self._producers = producers
         self._node = node
         self._lease_s = lease_s
         self._not_before = 0.0  # loop time
 
-    async def look(self, running: Mapping[str, Producer]) -> None:
+    async def look(self) -> None:
         """Cancel what nobody has watched for too long; raises StoreUnavailable."""
-        candidates = {name: producer for name, producer in running.items() if producer.abandon_after_ms is not None}
+        candidates = {each.generation_id: each for each in self._producers if each.abandon_after_ms is not None}
         if not candidates:
             return
         loop = asyncio.get_running_loop()

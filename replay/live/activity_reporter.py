@@ -8,24 +8,20 @@ again, which adds what is missing (see `activity_writer.py`), and takes it off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from replay.live.activity import Activity
 from replay.live.feed import Feed
+from replay.live.tasks import Tasks
 from replay.store import EventStore
-from replay.wire.events import decode_end
-
-Own = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class ActivityReporter:
     """What this node reports."""
 
-    def __init__(self, store: EventStore, activity: Activity, own: Own) -> None:
+    def __init__(self, store: EventStore, activity: Activity, tasks: Tasks) -> None:
         self._store = store
         self._activity = activity
-        self._own = own  # runs a task
+        self._tasks = tasks
         self._reporting: dict[Feed, asyncio.Task[None]] = {}
 
     def report(self, feed: Feed) -> None:
@@ -47,7 +43,9 @@ class ActivityReporter:
 
     def _start(self, feed: Feed, *, since_ms: int) -> None:
         self.give_up(feed)
-        reporting = self._reporting[feed] = self._own(self._report(feed, since_ms=since_ms))
+        reporting = self._reporting[feed] = self._tasks.run(
+            self._report(feed, since_ms=since_ms), name=f"report {feed.generation_id}"
+        )
         reporting.add_done_callback(lambda _: self._reporting.get(feed) is reporting and self._reporting.pop(feed))
 
     def give_up(self, feed: Feed) -> None:
@@ -67,10 +65,8 @@ class ActivityReporter:
         first_token = await feed.wait_token()
         if first_token is not None and first_token.ms > since_ms:
             self._activity.first_token(start, created_ms, first_token.ms)
-        if not await feed.wait_end(None):
-            return
-        end = decode_end(feed.log.entries[-1])
-        if await self._activity.ended(start, created_ms, feed.log.times[-1], end):
+        await feed.wait_end(None)
+        if feed.end is not None and await self._activity.ended(start, created_ms, feed.log.times[-1], feed.end):
             await self._take_off(feed)
 
     async def _take_off(self, feed: Feed) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from replay.live.feed import now_ms
 from replay.live.hub import Hub
 from replay.live.producers import Producers
+from replay.live.tasks import Tasks
 from replay.model.event import Kind
 from replay.model.generation import Generation
 from replay.model.selection import Selection
@@ -47,10 +48,11 @@ class Found(NamedTuple):
 class Catalogue:
     """Looks for generations."""
 
-    def __init__(self, store: EventStore, hub: Hub, producers: Producers) -> None:
+    def __init__(self, store: EventStore, hub: Hub, producers: Producers, tasks: Tasks) -> None:
         self._store = store
         self._hub = hub
         self._producers = producers
+        self._tasks = tasks
         self._turn = asyncio.Lock()  # however many lists are asked for, one is looked through at a time
 
     async def find(self, selection: Selection, *, before: Row | None, limit: int) -> Found:
@@ -81,7 +83,7 @@ class Catalogue:
         gone = [row for row, bounds in zip(page.rows, all_bounds, strict=True) if bounds is None and self._is_gone(row)]
         if gone and not self._hub.healing:
             # To the end, also when whoever wants the list leaves: a row may have to be put back.
-            await asyncio.shield(self._producers.own(self._store.forget(gone)))
+            await asyncio.shield(self._tasks.run(self._store.forget(gone), name="forget"))
         return all_bounds
 
     def _is_gone(self, row: Row) -> bool:

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from replay.live.encoding import Encoding, Segments, encode
 from replay.model.event import FROM_START, Event, EventId, Kind
-from replay.model.generation import Start, Status
+from replay.model.generation import End, Start, Status
 from replay.model.log import Log
 from replay.model.transcript import Transcript
-from replay.wire.events import Format, Recording, decode_end
+from replay.wire.events import Format, Recording
 from replay.wire.folding import Folding
 
 logger = logging.getLogger(__name__)
@@ -117,19 +117,29 @@ class Feed:
         return self.recording.start
 
     @property
+    def end(self) -> End | None:
+        """What the log's last event tells, once it is an `end`."""
+        return self.recording.end
+
+    @property
     def completed(self) -> bool:
         """Whether it has ended, and well."""
-        return self.log.complete and decode_end(self.log.entries[-1]).status is Status.COMPLETED
+        return self.end is not None and self.end.status is Status.COMPLETED
 
     @property
     def in_vain(self) -> bool:
         """Whether it has failed or was interrupted."""
-        return self.log.complete and decode_end(self.log.entries[-1]).status.in_vain
+        return self.end is not None and self.end.status.in_vain
 
     @property
     def refused(self) -> bool:
         """Whether it has failed without a word of the upstream's."""
-        return self.log.complete and len(self.log) == 2 and decode_end(self.log.entries[-1]).status is Status.FAILED
+        return self.unanswered and self.recording.status is Status.FAILED
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether it has ended without a word of the upstream's, and not well."""
+        return self.log.complete and len(self.log) == 2 and not self.completed
 
     @property
     def expired(self) -> bool:

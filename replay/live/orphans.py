@@ -11,7 +11,9 @@ import asyncio
 import logging
 
 from replay.errors import GenerationNotFound, NodeLost, StoreUnavailable
+from replay.live.activity_reporter import ActivityReporter
 from replay.live.counters import Counters
+from replay.live.endings import Endings
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.model.generation import Status
@@ -26,11 +28,22 @@ class Orphans:
     """Looks for orphans, but not while leases may be missing for another reason than a node's death."""
 
     def __init__(
-        self, store: EventStore, hub: Hub, producers: Producers, counters: Counters, *, node: str, lease_s: float
+        self,
+        store: EventStore,
+        hub: Hub,
+        producers: Producers,
+        endings: Endings,
+        reporter: ActivityReporter,
+        counters: Counters,
+        *,
+        node: str,
+        lease_s: float,
     ) -> None:
         self._store = store
         self._hub = hub
         self._producers = producers
+        self._endings = endings
+        self._reporter = reporter
         self._counters = counters
         self._node = node
         self._lease_s = lease_s  # what every node has to renew its lease, wherever leases may have been lost
@@ -84,10 +97,10 @@ class Orphans:
                 return
             error = NodeLost(f"node {start.node} went away")
             ended = not feed.log.complete
-            feed = await self._producers.end(generation_id, Status.INTERRUPTED, error)
+            feed = await self._endings.end(generation_id, Status.INTERRUPTED, error)
             self._counters.orphans_ended += ended
             async with asyncio.timeout(_WRITTEN_S):
-                await self._producers.activity_reporter.report_ended(feed)
+                await self._reporter.report_ended(feed)
         except GenerationNotFound:
             logger.info("orphan had expired", extra={"generation": generation_id})
             await self._store.unregister(generation_id)

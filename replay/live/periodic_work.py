@@ -9,8 +9,11 @@ from collections.abc import Awaitable, Callable
 
 from replay.config import Settings
 from replay.errors import StoreUnavailable
+from replay.live.abandonment import Abandonment
 from replay.live.activity import Activity
+from replay.live.endings import Endings
 from replay.live.hub import Hub
+from replay.live.keeper import Keeper
 from replay.live.orphans import Orphans
 from replay.live.producers import Producers
 from replay.live.progress import Progress
@@ -31,6 +34,8 @@ class PeriodicWork:
         hub: Hub,
         activity: Activity,
         producers: Producers,
+        endings: Endings,
+        keeper: Keeper,
         orphans: Orphans,
         settings: Settings,
         *,
@@ -42,6 +47,9 @@ class PeriodicWork:
         self._activity = activity
         self._progress = Progress(store, hub, producers, activity, node=name)
         self._producers = producers
+        self._endings = endings
+        self._keeper = keeper
+        self._abandonment = Abandonment(store, producers, node=name, lease_s=settings.lease_s)
         self._orphans = orphans
         self._settings = settings
         self._reported: dict[str, int] = {}  # subscribers by generation, as the other nodes know them
@@ -56,21 +64,24 @@ class PeriodicWork:
         """Take the lease and begin. ``alone``: no other node can be using this Valkey."""
         self._orphans.alone = alone
         self._store.on_reconnect.append(self._reconnected)
-        self._store.on_missed.append(self._producers.check)
-        await self._store.attend(self.name, notified=self._producers.notified, deleted=self._producers.deleted)
+        self._store.on_missed.append(self._check_logs)
+        await self._store.attend(self.name, notified=self._producers.notified, deleted=self._endings.deleted)
         await self._renew()
         lease = self._settings.lease_s
         self._tasks = [
-            asyncio.create_task(_every(lease / 3, self._renew)),
-            asyncio.create_task(_every(_SUBSCRIBERS_S, self._report_subscribers)),
-            asyncio.create_task(_every(_SUBSCRIBERS_S, self._producers.abandon)),
-            asyncio.create_task(_every(lease / 10, self._orphans.sweep)),
-            asyncio.create_task(_every(min(1.0, lease / 10), self._hub.look)),
-            asyncio.create_task(_every(1.0, self._activity.look)),
-            asyncio.create_task(_every(1.0, self._progress.publish)),
-            asyncio.create_task(_every(1.0, self._producers.look)),
-            asyncio.create_task(_every(0.25, self._producers.renew)),
-            asyncio.create_task(_every(min(0.5, self._settings.keepalive_s / 4), self._tick)),
+            asyncio.create_task(_every(seconds, action), name=f"every {seconds:g} s {action.__qualname__}")
+            for seconds, action in (
+                (lease / 3, self._renew),
+                (_SUBSCRIBERS_S, self._report_subscribers),
+                (_SUBSCRIBERS_S, self._abandonment.look),
+                (lease / 10, self._orphans.sweep),
+                (min(1.0, lease / 10), self._hub.look),
+                (1.0, self._activity.look),
+                (1.0, self._progress.publish),
+                (1.0, self._producers.look),
+                (0.25, self._producers.renew),
+                (min(0.5, self._settings.keepalive_s / 4), self._tick),
+            )
         ]
 
     async def _renew(self) -> None:
@@ -102,7 +113,13 @@ class PeriodicWork:
         """Valkey was away: it may have lost whatever was not yet on disk, and leases have run out."""
         self._reported = {}
         self._restore = True
+        self._check_logs()
+
+    def _check_logs(self) -> None:
+        """Something of Valkey's was missed: compare every log that is ours to repair."""
+        self._abandonment.hold()
         self._producers.check()
+        self._keeper.check()
 
     async def stop(self) -> None:
         """Stop the periodic work and give up the lease."""

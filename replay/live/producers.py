@@ -1,35 +1,28 @@
-"""The generations this node produces, and how any generation is ended from here."""
+"""The generations this node produces: what runs, what of it has to be looked at from time to time, and its drain."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 from replay.config import Settings
-from replay.errors import GenerationNotFound, ReplayError, Shutdown, StoreUnavailable
-from replay.live.abandonment import Abandonment
-from replay.live.activity import Activity
+from replay.errors import Shutdown
 from replay.live.activity_reporter import ActivityReporter
-from replay.live.closing import close_from_outside
 from replay.live.counters import Counters
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producer import Producer
 from replay.live.repair import list_again
-from replay.live.writer import Fenced, Writer
+from replay.live.tasks import Tasks
 from replay.model.event import Event
 from replay.model.generation import Status
 from replay.redaction import Redaction
 from replay.store import EventStore
 from replay.upstream import Call, Upstream
-from replay.wire.events import decode_end
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _QUIET_S = 5.0  # seconds without an append after which a producer compares its log
 _CHECKS_AT_ONCE = 50
@@ -37,36 +30,31 @@ _BETWEEN_CHECKS_S = 0.01
 
 
 class Producers:
-    """Runs what is produced here, and ends generations wherever they run."""
+    """Runs what is produced here."""
 
     def __init__(
         self,
         store: EventStore,
         hub: Hub,
-        activity: Activity,
+        reporter: ActivityReporter,
         upstream: Upstream,
         settings: Settings,
         counters: Counters,
+        tasks: Tasks,
         *,
-        node: str,
         redaction: Redaction,
     ) -> None:
         self.draining = False
-        self.activity_reporter = ActivityReporter(store, activity, self.own)
         self._store = store
         self._hub = hub
         self._upstream = upstream
         self._settings = settings
         self._counters = counters
-        self._activity = activity
-        self._node = node
+        self._reporter = reporter
+        self._tasks = tasks
         self._redaction = redaction
         self._running: dict[str, Producer] = {}
-        self._keeping: set[Writer] = set()  # logs that were ended from here and are produced elsewhere
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._clearing: dict[str, asyncio.Task[None]] = {}
-        self._abandonment = Abandonment(store, node=node, lease_s=settings.lease_s)
-        hub.on_lag = self.check_one
+        hub.on_lag = self.check
 
     def __len__(self) -> int:
         return sum(not producer.feed.log.complete for producer in self._running.values())
@@ -82,6 +70,11 @@ class Producers:
 
     def __contains__(self, generation_id: str) -> bool:
         return generation_id in self._running
+
+    def get(self, feed: Feed) -> Producer | None:
+        """Who produces this feed, if it is somebody here."""
+        producer = self._running.get(feed.generation_id)
+        return producer if producer is not None and producer.feed is feed else None
 
     def live(self, generation_id: str) -> Feed | None:
         """The feed of a generation that is being produced here, even if Valkey has lost its log for now."""
@@ -108,40 +101,27 @@ class Producers:
         logger.info("generation started", extra={"generation": feed.generation_id, "model": start.model})
         if start.notice:
             logger.warning(start.notice, extra={"generation": feed.generation_id})
-        self.activity_reporter.report(feed)
-        self.own(self._run(producer))
-
-    def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run something that outlives the request which caused it."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._disown)
-        return task
-
-    def _disown(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, ReplayError):  # those are told to whoever asked
-            logger.error("producing failed", exc_info=error)
+        self._reporter.report(feed)
+        self._tasks.run(self._run(producer), name=f"produce {feed.generation_id}")
 
     async def _run(self, producer: Producer) -> None:
         feed = producer.feed
-        watching = asyncio.create_task(self._note_end(feed))
+        watching = asyncio.create_task(self._note_end(feed), name=f"end of {feed.generation_id}")
         try:
             await producer.run()
         finally:
             watching.cancel()
             if not feed.log.complete:
-                self.activity_reporter.give_up(feed)
-            if self._running.get(producer.generation_id) is producer:  # the id may be in use again
+                self._reporter.give_up(feed)
+            if self.get(feed) is producer:  # the id may be in use again
                 del self._running[producer.generation_id]
             self._hub.settle(feed)
 
     async def _note_end(self, feed: Feed) -> None:
         await feed.wait_end(None)
-        if feed.invalid:
+        end = feed.end
+        if feed.invalid or end is None:
             return
-        end = decode_end(feed.log.entries[-1])
         self._counters.count_end(end.status.value)
         logger.info(
             "generation ended",
@@ -158,93 +138,12 @@ class Producers:
 
         An upstream that has accepted the call will hardly refuse it: it is waited for no longer than for a keep-alive.
         """
-        producer = self._running.get(feed.generation_id)
+        producer = self.get(feed)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.head_patience_s):
-                if producer is not None and producer.feed is feed:
+                if producer is not None:
                     await producer.answered.wait()
                 await feed.wait_change(1, self._settings.keepalive_s)
-
-    # End.
-
-    async def end(self, generation_id: str, status: Status, error: ReplayError | None = None) -> Feed:
-        """End a generation wherever it runs; its feed, complete. It may have ended otherwise before.
-
-        Raises GenerationNotFound, StoreUnavailable.
-        """
-        feed = await self._hub.open(generation_id)
-        producer = self._running.get(generation_id)
-        if producer is not None and producer.feed is feed:
-            producer.finish(status, error)
-            if not await feed.wait_end(self._settings.store_timeout_s):
-                raise StoreUnavailable(
-                    "Valkey has not confirmed the end in time; it will be written as soon as it does"
-                )
-            return feed
-        description = None if error is None else {"code": error.code, "message": str(error)}
-        feed, closed = await close_from_outside(
-            self._store, self._hub, self._counters, generation_id, status, description
-        )
-        if closed:
-            self._counters.count_end(status.value)
-            self.own(self._keep(feed))
-        return feed
-
-    async def _keep(self, feed: Feed) -> None:
-        """An end that was written from here is repaired from here."""
-        settings = self._settings
-        writer = Writer(
-            self._store,
-            feed,
-            self._counters,
-            ttl_ms=feed.start.ttl_ms,
-            max_pending_bytes=settings.max_pending_bytes,
-            heal_window_s=settings.heal_window_s,
-            outage_s=settings.store_outage_s,
-        )
-        self._keeping.add(writer)
-        try:
-            await writer.keep()
-        except Fenced:
-            logger.info("log is gone", extra={"generation": feed.generation_id})
-        finally:
-            self._keeping.discard(writer)
-
-    async def cancel(self, generation_id: str) -> Feed:
-        """Cancel on request, whether or not the caller waits; raises GenerationNotFound, StoreUnavailable."""
-        return await asyncio.shield(self.own(self.end(generation_id, Status.CANCELLED)))
-
-    async def delete(self, generation_id: str) -> None:
-        """Cancel if live, then remove every trace; raises GenerationNotFound, StoreUnavailable."""
-        await asyncio.shield(self.own(self._delete(generation_id)))
-
-    async def _delete(self, generation_id: str) -> None:
-        feed = await self.end(generation_id, Status.CANCELLED)
-        start = feed.start
-        await self._activity.take_out(start, feed.log.times[-1])
-        idempotency, digest = start.idempotency, start.digest
-        if not await self._store.delete(generation_id, run=start.run, idempotency=idempotency, digest=digest):
-            raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
-        self._hub.forget(generation_id)
-        self.deleted(generation_id)
-
-    async def clear(self, feed: Feed) -> None:
-        """Remove every trace of a refused generation, once for all its callers; raises as `delete` does.
-
-        Only where it was produced: who is told of the refusal elsewhere, or later, may find the next try under its id.
-        """
-        generation_id = feed.generation_id
-        if feed.start.node == self._node and self._hub.wake(generation_id) is feed:
-            if generation_id not in self._clearing:
-                clearing = self._clearing[generation_id] = self.own(self._delete(generation_id))
-                clearing.add_done_callback(lambda _: self._clearing.pop(generation_id))
-            await asyncio.shield(self._clearing[generation_id])
-
-    def deleted(self, generation_id: str) -> None:
-        """A generation was deleted somewhere: do not keep what it said, or what happened to it."""
-        self._hub.deleted(generation_id)
-        self._activity.forget(generation_id)
-        self.check_one(generation_id)  # whoever stands ready to repair it finds that it is gone, and lets go of it
 
     def notified(self, generation_id: str, events: list[Event]) -> None:
         """Another node has appended to a generation of ours."""
@@ -253,20 +152,14 @@ class Producers:
 
     # What has to be looked at from time to time.
 
-    def check(self) -> None:
-        """Valkey was away: compare every log with what was acknowledged."""
-        self._abandonment.hold()
+    def check(self, generation_id: str | None = None) -> None:
+        """Compare one log with what was acknowledged, or all of them, as when Valkey was away."""
+        if generation_id is not None:
+            if producer := self._running.get(generation_id):
+                producer.check()
+            return
         for producer in self._running.values():
             producer.check()
-        for writer in self._keeping:
-            writer.check()
-
-    def check_one(self, generation_id: str) -> None:
-        """A log has gone on without its producer here, or is gone: compare it."""
-        if producer := self._running.get(generation_id):
-            producer.check()
-        for writer in (writer for writer in self._keeping if writer.generation_id == generation_id):
-            writer.check()
 
     async def look(self) -> None:
         """Compare the logs of silent producers: a notification may have been missed."""
@@ -284,7 +177,7 @@ class Producers:
         there = [feed for feed in feeds if not await self._was_deleted(feed)]
         for feed in there:
             await list_again(self._store, feed)
-        await self.activity_reporter.report_again(there)
+        await self._reporter.report_again(there)
 
     async def _was_deleted(self, feed: Feed) -> bool:
         gone = await self._store.last(feed.generation_id) is None
@@ -295,10 +188,6 @@ class Producers:
         for producer in [producer for producer in self._running.values() if producer.renewal_due]:
             await producer.renew()
 
-    async def abandon(self) -> None:
-        """Cancel what nobody has watched for as long as its caller allowed."""
-        await self._abandonment.look(self._running)
-
     # The node's end.
 
     async def drain(self, grace_s: float) -> None:
@@ -308,15 +197,9 @@ class Producers:
             for producer in self._running.values():
                 producer.finish(Status.INTERRUPTED, Shutdown("the node was shut down"))
             await self._wait_until_ended(self._settings.store_timeout_s / 2)
-        await self.activity_reporter.wait_written(self._settings.store_timeout_s / 2)
+        await self._reporter.wait_written(self._settings.store_timeout_s / 2)
 
     async def _wait_until_ended(self, timeout: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout
         for producer in tuple(self._running.values()):
             await producer.feed.wait_end(deadline - asyncio.get_running_loop().time())
-
-    async def stop(self) -> None:
-        """Stop producing at once; what has not ended is left to the other nodes."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -23,6 +23,7 @@ from replay.live.feed import Feed, now_ms
 from replay.live.first_tries import FirstTries
 from replay.live.hub import Hub
 from replay.live.producers import Producers
+from replay.live.tasks import Tasks
 from replay.model.event import Event, Kind, number
 from replay.model.generation import End, Start, Status, new_generation_id
 from replay.offload import offload
@@ -88,13 +89,22 @@ class Starter:
     """Any number of nodes may start the same generation at once: the log decides who has."""
 
     def __init__(
-        self, store: EventStore, hub: Hub, producers: Producers, upstream: Upstream, settings: Settings, *, node: str
+        self,
+        store: EventStore,
+        hub: Hub,
+        producers: Producers,
+        upstream: Upstream,
+        settings: Settings,
+        tasks: Tasks,
+        *,
+        node: str,
     ) -> None:
         self._store = store
         self._hub = hub
         self._producers = producers
         self._upstream = upstream
         self._settings = settings
+        self._tasks = tasks
         self._node = node
         self._first_tries = FirstTries(store, hub, producers, node=node)
 
@@ -112,7 +122,7 @@ class Starter:
             if feed is not None:
                 return Started(feed, created=False)
         self._check_open()  # that may have taken seconds
-        return await asyncio.shield(self._producers.own(self._start(start_request, digest)))
+        return await asyncio.shield(self._tasks.run(self._start(start_request, digest), name="start"))
 
     def _check_open(self) -> None:
         """Raises Draining, TooManyGenerations."""
@@ -222,13 +232,14 @@ class Starter:
             await self._append_start(feed, events, opening)
         except StoreUnavailable:
             # The log may be there all the same, and its producer would never come.
-            self._producers.own(self._settle_start(feed, events, opening, call))
+            work = self._settle_start(feed, events, opening, call)
+            self._tasks.run(work, name=f"settle {generation_id}")
             raise
         self._producers.produce(feed, call)
         if start.digest is not None:
             # Not before it stands: what was not confirmed in time is taken back, and its caller will try again.
             note = self._store.note_try(start.digest, generation_id, created_ms=events[0].id.ms)
-            self._producers.own(note)
+            self._tasks.run(note, name=f"note {generation_id}")
         return Started(feed, created=True)
 
     def _notice(self, start_request: StartRequest, model: str) -> str | None:

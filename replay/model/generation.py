@@ -102,6 +102,11 @@ class Generation:
     @property
     def status(self) -> Status:
         """The end's status; before that, whether the upstream has sent anything."""
-        if self.end is not None:
-            return self.end.status
-        return Status.STREAMING if self.last_id.seq > 0 else Status.QUEUED
+        return status_of(self.end, last_seq=self.last_id.seq)
+
+
+def status_of(end: End | None, *, last_seq: int) -> Status:
+    """The end's status; before that, whether the upstream has sent anything."""
+    if end is not None:
+        return end.status
+    return Status.STREAMING if last_seq > 0 else Status.QUEUED

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from replay.model.event import FILLED, FORMS, PIECES, Entry, Event, Kind
-from replay.model.generation import End, Start, Status
+from replay.model.generation import End, Start, Status, status_of
 from replay.model.log import Log
 from replay.wire import json, sse
 from replay.wire.dialects import dialect_of, is_plain, visible_text
@@ -63,11 +63,12 @@ V = TypeVar("V", bound=View)
 class Recording:
     """A log, and what is made of it once for all who read it."""
 
-    __slots__ = ("_growths", "_renamed", "_start", "_templates", "_views", "log")
+    __slots__ = ("_end", "_growths", "_renamed", "_start", "_templates", "_views", "log")
 
     def __init__(self, log: Log) -> None:
         self.log = log
         self._start: Start | None = None
+        self._end: End | None = None
         self._templates: dict[int, Shape | None] = {}
         self._renamed: dict[int, Shape | None] = {}
         self._growths: dict[int, Growth] = {}
@@ -79,6 +80,18 @@ class Recording:
         if self._start is None:
             self._start = decode_start(self.log.entries[0])
         return self._start
+
+    @property
+    def end(self) -> End | None:
+        """What the log's last event tells, once it is an `end`."""
+        if self._end is None and self.log.complete:
+            self._end = decode_end(self.log.entries[-1])
+        return self._end
+
+    @property
+    def status(self) -> Status:
+        """The end's status; before that, whether the upstream has sent anything."""
+        return status_of(self.end, last_seq=len(self.log) - 1)
 
     def template(self, seq: int) -> Shape | None:
         """The template of the entry at ``seq``."""

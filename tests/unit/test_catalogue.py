@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from support.deadlines import within
 
 from replay.live.catalogue import Catalogue
+from replay.live.tasks import Tasks
 from replay.model.event import number
 from replay.model.generation import Generation, Start
 from replay.model.selection import Selection
@@ -55,9 +56,6 @@ class Idle:
     def __contains__(self, generation_id: str) -> bool:
         return False
 
-    def own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.create_task(work)
-
 
 class Steady:
     healing = False
@@ -81,7 +79,7 @@ def _ends(name: str) -> Bounds:
 
 
 def _catalogue(store: Shelf) -> Catalogue:
-    return Catalogue(cast(Any, store), cast(Any, Steady()), cast(Any, Idle()))
+    return Catalogue(cast(Any, store), cast(Any, Steady()), cast(Any, Idle()), Tasks())
 
 
 async def test_others_have_their_turn_between_large_rows_however_many_lists_are_asked_for():

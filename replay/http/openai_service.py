@@ -1,13 +1,9 @@
-"""OpenAI's API in front of the log: `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
-
-A client changes its base URL, and what it starts is a generation like any other. The head of a streamed answer
-waits for the upstream's, so that a refusal keeps its status.
-"""
+"""What all faces of OpenAI's API share: what they are answered from, and how they fail."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -18,7 +14,6 @@ from replay.errors import (
     Draining,
     GenerationNotFound,
     InvalidRequest,
-    ModelNotFound,
     Refusal,
     StoreUnavailable,
     status_of,
@@ -26,20 +21,18 @@ from replay.errors import (
 from replay.http.bodies import Bodies, shown
 from replay.http.headers import names_of
 from replay.http.problems import openai_error, refused
-from replay.http.start_requests import chat_request, credentials_of, start_request_of
 from replay.http.streaming import Streaming
+from replay.live.endings import Endings
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
-from replay.live.starter import Started, Starter
+from replay.live.starter import Starter
 from replay.model.generation import End
 from replay.store import EventStore
 from replay.upstream import Api, Upstream
 from replay.wire import json
 from replay.wire.completions import completion_of, sent_whole
-from replay.wire.events import Format, decode_end
-from replay.wire.openai import wants_usage
-from replay.wire.openai_formats import COMPLETIONS, COMPLETIONS_BARE, error_object
+from replay.wire.openai_formats import error_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +42,7 @@ class OpenAIService:
     store: EventStore
     hub: Hub
     producers: Producers
+    endings: Endings
     starter: Starter
     upstream: Upstream
     streaming: Streaming
@@ -77,7 +71,7 @@ class OpenAIService:
         if not feed.refused or not (alone or self._nobody_has_a_head(feed)):
             return _failure(feed)
         with suppress(GenerationNotFound, StoreUnavailable):
-            await self.producers.clear(feed)
+            await self.endings.clear(feed)
         response = _failure(feed)
         for name in link_headers(feed):
             del response.headers[name]
@@ -115,13 +109,9 @@ def answer_json(body: Any, feed: Feed | None = None, *, status: int = 200) -> we
     return web.Response(body=json.dumps(body), status=status, content_type="application/json", headers=headers)
 
 
-def said_nothing(feed: Feed) -> bool:
-    """Whether it has ended without a word, so that its failure is the whole answer."""
-    return len(feed.log) == 2 and feed.log.complete and not feed.completed
-
-
 def _failure(feed: Feed) -> web.Response:
-    end = decode_end(feed.log.entries[-1])
+    end = feed.end
+    assert end is not None, "only an end is a failure"
     response = refused(Refusal(**end.refusal)) if end.refusal is not None else _failed(end)
     response.headers.update(link_headers(feed))
     return response
@@ -130,78 +120,6 @@ def _failure(feed: Feed) -> web.Response:
 def _failed(end: End) -> web.Response:
     status = HTTPStatus.CONFLICT if end.error is None else status_of(end.error["code"])  # without: it was cancelled
     return openai_error(status, **error_object(end))
-
-
-class Completions:
-    """`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`."""
-
-    def __init__(self, service: OpenAIService) -> None:
-        self._service = service
-
-    def routes(self) -> list[web.RouteDef]:
-        """What this face answers."""
-        return [
-            web.post("/v1/chat/completions", self.chat),
-            web.post("/v1/completions", self.complete),
-            web.get("/v1/models", self.models),
-            web.get("/v1/models/{model:.+}", self.model),
-        ]
-
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        """A chat completion, streamed or whole."""
-        return await self._answer(request, *await self._start_chat(request))
-
-    async def complete(self, request: web.Request) -> web.StreamResponse:
-        """A legacy completion, streamed or whole."""
-        return await self._answer(request, *await self._start_completion(request))
-
-    async def _start_chat(self, request: web.Request) -> tuple[Started, Format | None]:
-        async with self._service.bodies.read_object(request) as body:
-            return await self._start(request, chat_request(body), Api.CHAT)
-
-    async def _start_completion(self, request: web.Request) -> tuple[Started, Format | None]:
-        async with self._service.bodies.read_object(request) as body:
-            if not isinstance(body.get("prompt"), str | list):
-                raise InvalidRequest(f"prompt: expected a string or a list, got {shown(body.get('prompt'))}")
-            return await self._start(request, body, Api.COMPLETIONS)
-
-    async def _start(self, request: web.Request, body: dict[str, Any], api: Api) -> tuple[Started, Format | None]:
-        """Start it; the format of its stream, None where the whole is wanted."""
-        service = self._service
-        options = body.pop("replay", None)
-        stream = take_flag(body, "stream")
-        format = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
-        start_request = start_request_of(request, body, options, service.settings, api=api)
-        started = await service.starter.start(replace(start_request, whole=not stream))
-        return started, format if stream else None
-
-    async def _answer(self, request: web.Request, started: Started, format: Format | None) -> web.StreamResponse:
-        service, feed = self._service, started.feed
-        if format is None:
-            feed = await service.whole(feed)
-            if feed.completed:
-                return answer_json(assembled(feed), feed)
-            return await service.failure(feed, alone=started.alone)
-        await service.first_words(feed)
-        if said_nothing(feed):
-            return await service.failure(feed, alone=started.alone)
-        headers = link_headers(feed) | {"x-request-id": request["request_id"]}
-        return service.streaming.stream(request, feed, format, headers=headers)
-
-    async def models(self, request: web.Request) -> web.Response:
-        """The upstream's models."""
-        service = self._service
-        return answer_json(await service.upstream.models(credentials_of(request, service.settings)))
-
-    async def model(self, request: web.Request) -> web.Response:
-        """One of them; raises ModelNotFound."""
-        service = self._service
-        name = request.match_info["model"]
-        models = await service.upstream.models(credentials_of(request, service.settings))
-        for model in models["data"]:
-            if model["id"] == name:
-                return answer_json(model)
-        raise ModelNotFound(f"model {name[:100]!r} is not listed by the upstream")
 
 
 async def kept_request(service: OpenAIService, feed: Feed) -> dict[str, Any]:
