@@ -30,6 +30,7 @@ from replay.http.origins import Origins
 from replay.http.pages import Pages
 from replay.http.problems import answer_problems
 from replay.http.responses import ResponseCalls
+from replay.http.resuming import Resuming
 from replay.http.server import Runner
 from replay.http.siblings import Siblings
 from replay.http.stored import Stored
@@ -121,7 +122,8 @@ class App:
 
         starter = Starter(store, self.hub, self.producers, upstream, settings, tasks, node=self.name)
         self._streaming = Streaming(self.hub, settings, counters)
-        events = Events(self.hub, self._streaming)
+        resuming = Resuming(self._streaming)
+        events = Events(self.hub, resuming)
         bodies = Bodies(settings)
         catalogue = Catalogue(store, self.hub, self.producers, tasks)
         generations = Generations(
@@ -145,12 +147,17 @@ class App:
         service = OpenAIService(
             store, self.hub, self.producers, endings, starter, upstream, self._streaming, bodies, settings
         )
-        openai = (Completions(service), Stored(service), TokenStream(service, origins), ResponseCalls(service))
+        openai = (
+            Completions(service),
+            Stored(service),
+            TokenStream(service, resuming, origins),
+            ResponseCalls(service),
+        )
         watching = (
             events,
             Transcripts(self.hub),
-            MultiplexedEvents(self.hub, self._streaming),
-            ActivityEvents(activity, self._streaming),
+            MultiplexedEvents(self.hub, self._streaming, resuming),
+            ActivityEvents(activity, resuming),
         )
         for face in (generations, *watching, ops, *openai, Pages()):
             web_app.add_routes(face.routes())

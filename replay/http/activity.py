@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp import web
 
-from replay.errors import InvalidRequest, StoreUnavailable
+from replay.errors import InvalidRequest
 from replay.http import negotiation
-from replay.http.events import event_id_of
-from replay.http.streaming import Streaming
+from replay.http.resuming import Resuming, Resumption, behind, event_id_of
 from replay.live.activity import Activity
 from replay.live.feed import Feed
 from replay.model.event import FROM_START, EventId
@@ -20,9 +21,9 @@ _LINES = "application/x-ndjson"
 class ActivityEvents:
     """`GET /feed`."""
 
-    def __init__(self, activity: Activity, streaming: Streaming) -> None:
+    def __init__(self, activity: Activity, resuming: Resuming) -> None:
         self._activity = activity
-        self._streaming = streaming
+        self._resuming = resuming
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
@@ -36,22 +37,13 @@ class ActivityEvents:
             raise InvalidRequest(f"progress={progress[:100]!r}: expected 0 or 1")
         lines = negotiation.accepted(request, (_STREAM, _LINES)) == _LINES
         format = ACTIVITY_LINES if lines else ACTIVITY_WITH_PROGRESS if progress == "1" else ACTIVITY_EVENTS
-        try:
-            feed = await self._activity.open()
-        except StoreUnavailable:
-            return await self._streaming.come_back(request, format)
-        if self._streaming.closed or feed.invalid:
-            return await self._streaming.come_back(request, format)
-        start, known = _resumption(feed, cursor)
-        reset = b"" if known else format.notice("reset", {"reason": "unknown_event_id", "asked": str(cursor)})
-        return self._streaming.stream(request, feed, format, start=start, preface=reset)
+        return await self._resuming.follow(request, format, self._activity.open(), partial(_resumption, cursor))
 
 
-def _resumption(feed: Feed, cursor: EventId | str | None) -> tuple[int, bool]:
-    """Where a reader begins, and whether its cursor is known."""
+async def _resumption(cursor: EventId | str | None, feed: Feed) -> Resumption:
     if cursor is None:
-        return len(feed.log), True
+        return Resumption(len(feed.log))
     if cursor == FROM_START:
-        return feed.log.first, True
+        return Resumption(feed.log.first)
     assert isinstance(cursor, EventId)
-    return (cursor.seq + 1, True) if feed.log.holds(cursor) else (feed.log.first, False)
+    return behind(feed, cursor, known=feed.log.holds(cursor))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from aiohttp import web
 
-from replay.errors import InvalidRequest, StoreUnavailable
+from replay.errors import InvalidRequest
 from replay.http import negotiation
 from replay.http.negotiation import generation_id_of
-from replay.http.streaming import Streaming
+from replay.http.resuming import Notice, Resuming, Resumption, behind, event_id_of
 from replay.http.transcripts import transcript_of
 from replay.live.feed import Feed
 from replay.live.hub import Hub
@@ -53,20 +53,12 @@ def read_events_query(request: web.Request) -> EventsQuery:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Resumption:
-    """Where a reader begins, and what it has to be told first."""
-
-    start: int
-    notices: tuple[tuple[str, dict[str, Any], str | None], ...] = ()  # name, data, event id
-
-
 class Events:
     """`GET /generations/{id}/events`."""
 
-    def __init__(self, hub: Hub, streaming: Streaming) -> None:
+    def __init__(self, hub: Hub, resuming: Resuming) -> None:
         self._hub = hub
-        self._streaming = streaming
+        self._resuming = resuming
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
@@ -80,35 +72,22 @@ class Events:
         """The events of a generation, as the request wants them."""
         if query.format is None:
             return await self._page(await self._hub.open(generation_id), query)
-        try:
-            feed = await self._hub.open(generation_id)
-            resumption = await self._resumption(feed, query)
-        except StoreUnavailable:
-            return await self._streaming.come_back(request, query.format)
-        if self._streaming.closed or feed.invalid:
-            return await self._streaming.come_back(request, query.format)
-        if resumption.start >= len(feed.log) and feed.log.complete and query.format is not NDJSON:
-            return web.Response(status=204)
-        preface = b"".join(query.format.notice(name, data, event_id) for name, data, event_id in resumption.notices)
-        return self._streaming.stream(
-            request, feed, query.format, start=resumption.start, preface=preface, pace=query.pace
-        )
+        opening, resume = self._hub.open(generation_id), partial(self._resumption, query)
+        return await self._resuming.follow(request, query.format, opening, resume, pace=query.pace)
 
-    async def _resumption(self, feed: Feed, query: EventsQuery) -> Resumption:
+    async def _resumption(self, query: EventsQuery, feed: Feed) -> Resumption:
         log, cursor = feed.log, query.cursor
         if isinstance(cursor, EventId):
-            if await self._hub.find(feed, cursor):
-                return Resumption(cursor.seq + 1)
-            return Resumption(0, (("reset", {"reason": "unknown_event_id", "asked": str(cursor)}, None),))
+            return behind(feed, cursor, known=await self._hub.find(feed, cursor))
         if cursor == FROM_START:
             return Resumption(0)
         if query.snapshot:
             stop = len(log) - 1 if log.complete else len(log)
-            return Resumption(stop, (("snapshot", transcript_of(feed, stop), str(log.event_id(stop - 1))),))
+            return Resumption(stop, (Notice("snapshot", transcript_of(feed, stop), str(log.event_id(stop - 1))),))
         return Resumption(0 if query.since_ms is None else log.since(query.since_ms))
 
     async def _page(self, feed: Feed, query: EventsQuery) -> web.Response:
-        resumption = await self._resumption(feed, query)
+        resumption = await self._resumption(query, feed)
         log = feed.log
         stop = min(resumption.start + query.limit, len(log))
         events = event_objects(feed.recording, resumption.start, stop)
@@ -132,18 +111,6 @@ def _format(request: web.Request) -> Format | None:
     if form is not None:
         raise InvalidRequest(f"format={form[:100]!r}: expected openai, or no format")
     return _FORMATS.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))
-
-
-def cursor_of(request: web.Request) -> str | None:
-    """The header, else the query, where libraries spell it in several ways."""
-    spellings = (request.query.get(name) for name in ("after", "last_event_id", "lastEventId"))
-    return request.headers.get("Last-Event-ID") or next(filter(None, spellings), None)
-
-
-def event_id_of(request: web.Request) -> EventId | str | None:
-    """The cursor as an event's id, or `-1`, or None; raises InvalidEventId."""
-    text = cursor_of(request)
-    return text if text in (None, FROM_START) else EventId.parse(text)
 
 
 def _pace(request: web.Request) -> Pace:

@@ -8,9 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
-from replay.errors import GenerationNotFound, InvalidRequest, StoreUnavailable
+from replay.errors import GenerationNotFound, InvalidRequest
 from replay.http import negotiation
-from replay.http.events import cursor_of, read_mode
+from replay.http.events import read_mode
+from replay.http.resuming import Resumed, Resuming, cursor_of
 from replay.http.streaming import Streaming
 from replay.http.transcripts import transcript_of
 from replay.live.feed import Feed
@@ -27,8 +28,9 @@ _MOST = 100  # generations on one connection; every event's id tells where each 
 class MultiplexedEvents:
     """`GET /events`."""
 
-    def __init__(self, hub: Hub, streaming: Streaming) -> None:
+    def __init__(self, hub: Hub, streaming: Streaming, resuming: Resuming) -> None:
         self._hub = hub
+        self._resuming = resuming
         self._streaming = streaming
 
     def routes(self) -> list[web.RouteDef]:
@@ -42,21 +44,24 @@ class MultiplexedEvents:
         snapshot = read_mode(request) == "snapshot"
         given = cursor_of(request)
         cursor = Cursor.parse(given, generation_ids) if given not in (None, FROM_START) else Cursor(generation_ids)
-        try:
-            feeds = await asyncio.gather(*map(self._feed, generation_ids))
-            if not any(feeds):
-                raise GenerationNotFound("none of these generations exists; they may have expired")
-            starts = [
-                await self._start(index, generation_id, feed, cursor, snapshot=snapshot and given is None)
-                for index, (generation_id, feed) in enumerate(zip(generation_ids, feeds, strict=True))
-            ]
-        except StoreUnavailable:
-            return await self._streaming.come_back(request, SSE)
-        if self._streaming.closed or any(feed is not None and feed.invalid for feed in feeds):
-            return await self._streaming.come_back(request, SSE)
-        if not any(map(_goes_on, starts)):
-            return web.Response(status=204)
-        return self._streaming.multiplexed(request, starts, cursor)
+        resume = self._resume(request, generation_ids, cursor, snapshot=snapshot and given is None)
+        return await self._resuming.answer(request, SSE, resume)
+
+    async def _resume(
+        self, request: web.Request, generation_ids: list[str], cursor: Cursor, *, snapshot: bool
+    ) -> Resumed:
+        feeds = await asyncio.gather(*map(self._feed, generation_ids))
+        if not any(feeds):
+            raise GenerationNotFound("none of these generations exists; they may have expired")
+        starts = [
+            await self._start(index, generation_id, feed, cursor, snapshot=snapshot)
+            for index, (generation_id, feed) in enumerate(zip(generation_ids, feeds, strict=True))
+        ]
+        return Resumed(
+            [feed for feed in feeds if feed is not None],
+            not any(map(_goes_on, starts)),
+            partial(self._streaming.multiplexed, request, starts, cursor),
+        )
 
     async def _feed(self, generation_id: str) -> Feed | None:
         try:

@@ -58,7 +58,7 @@ class Streaming:
         if request.method == "HEAD":
             return web.StreamResponse(headers=fields)
         encoding = self._encoding(request, format)
-        retry = b"retry: %d\n" % settings.retry_ms if format.retry else b""
+        retry = b"retry: %d\n" % settings.retry_ms if format.event_source else b""
         delivery = Delivery(
             encoding=encoding,
             head=head(request, fields) + (encoding.framed(opening) if opening else b""),

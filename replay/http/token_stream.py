@@ -10,21 +10,21 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from replay.errors import InvalidEventId, InvalidRequest, StoreUnavailable
-from replay.http.events import cursor_of
+from replay.errors import InvalidEventId, InvalidRequest
 from replay.http.negotiation import generation_id_in
 from replay.http.openai_service import OpenAIService, link_headers
 from replay.http.origins import Origins
+from replay.http.resuming import Resuming, Resumption, behind, cursor_of
 from replay.http.start_requests import chat_request, start_request_of
 from replay.live.feed import Feed
 from replay.live.starter import Started
 from replay.model.event import EventId
 from replay.upstream import Api
-from replay.wire.events import SSE
 from replay.wire.openai_formats import TOKENS
 
 
@@ -49,8 +49,9 @@ _PARAMETERS: dict[str, Callable[[str], Any]] = {
 class TokenStream:
     """`GET` and `POST /v1/completions/stream`."""
 
-    def __init__(self, service: OpenAIService, origins: Origins) -> None:
+    def __init__(self, service: OpenAIService, resuming: Resuming, origins: Origins) -> None:
         self._service = service
+        self._resuming = resuming
         self._origins = origins
 
     def routes(self) -> list[web.RouteDef]:
@@ -110,19 +111,12 @@ class TokenStream:
         if not colon:
             raise InvalidEventId(f"Last-Event-ID {cursor[:150]!r}: expected <generation id>:<ms>-<seq>")
         generation_id, event_id = generation_id_in(name), EventId.parse(text)
-        try:
-            feed = await service.hub.open(generation_id)
-            known = await service.hub.find(feed, event_id)
-        except StoreUnavailable:
-            return await service.streaming.come_back(request, TOKENS)
-        if service.streaming.closed or feed.invalid:
-            return await service.streaming.come_back(request, TOKENS)
-        start = event_id.seq + 1 if known else 0
-        if start >= len(feed.log) and feed.log.complete:
-            return web.Response(status=204)
-        reset = b"" if known else SSE.notice("reset", {"reason": "unknown_event_id", "asked": cursor})
-        headers = _headers(request, feed)
-        return service.streaming.stream(request, feed, TOKENS, start=start, preface=reset, headers=headers)
+
+        async def resume(feed: Feed) -> Resumption:
+            return behind(feed, event_id, known=await service.hub.find(feed, event_id), asked=cursor)
+
+        headers = partial(_headers, request)
+        return await self._resuming.follow(request, TOKENS, service.hub.open(generation_id), resume, headers=headers)
 
 
 def _headers(request: web.Request, feed: Feed) -> dict[str, str]:

@@ -266,11 +266,11 @@ class Format:
     encode: Callable[[Recording, int, int], bytes]  # the events from a seq to before another
     notice: Callable[..., bytes]  # (name, data, event_id=None) of what concerns one connection only
     keepalive: bytes
-    retry: bool  # whether its readers understand `retry:`
+    event_source: bool  # whether its readers know `retry:`, and stay away after a 204
     cut_unless_completed: bool = False  # its readers take a clean end for success
     block_end: bytes = b"\n\n"  # which stands nowhere else
 
 
-SSE = Format("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, retry=True)
+SSE = Format("text/event-stream; charset=utf-8", _as_sse, _sse_notice, sse.KEEPALIVE, event_source=True)
 # Blank before a line of JSON: no reader of lines ever sees an empty line.
-NDJSON = Format("application/x-ndjson", _as_lines, _line_notice, b" ", retry=False, block_end=b"\n")
+NDJSON = Format("application/x-ndjson", _as_lines, _line_notice, b" ", event_source=False, block_end=b"\n")

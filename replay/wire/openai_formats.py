@@ -19,7 +19,7 @@ from replay.wire import json, sse
 from replay.wire.chat import numbered
 from replay.wire.chat_dialect import further_fields
 from replay.wire.dialects import visible_text
-from replay.wire.events import Format, Recording, decode_end, no_notice
+from replay.wire.events import SSE, Format, Recording, decode_end, no_notice
 from replay.wire.forms import text_of
 from replay.wire.openai import Shape, whole_chunk, with_id
 
@@ -102,6 +102,10 @@ def _as_tokens(recording: Recording, start: int, stop: int) -> bytes:
     return b"".join(blocks)
 
 
+def _reset_alone(name: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
+    return SSE.notice(name, data, event_id) if name == "reset" else b""
+
+
 def closing_data(end: End) -> bytes:
     """How OpenAI's stream closes: `[DONE]`, or the error object of one that broke."""
     return _DONE if end.status is Status.COMPLETED else json.dumps({"error": error_object(end)})
@@ -122,10 +126,10 @@ def error_object(end: End) -> dict[str, Any]:
 
 def _completions(*, usage: bool) -> Format:
     encode = partial(_without_ids, usage=usage)
-    return Format(_STREAM, encode, no_notice, sse.KEEPALIVE, retry=False, cut_unless_completed=True)
+    return Format(_STREAM, encode, no_notice, sse.KEEPALIVE, event_source=False, cut_unless_completed=True)
 
 
-CHUNKS = Format(_STREAM, _with_ids, no_notice, sse.KEEPALIVE, retry=True)
+CHUNKS = Format(_STREAM, _with_ids, no_notice, sse.KEEPALIVE, event_source=True)
 COMPLETIONS = _completions(usage=True)
 COMPLETIONS_BARE = _completions(usage=False)
-TOKENS = Format(_STREAM, _as_tokens, no_notice, sse.KEEPALIVE, retry=True)
+TOKENS = Format(_STREAM, _as_tokens, _reset_alone, sse.KEEPALIVE, event_source=True)

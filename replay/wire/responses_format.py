@@ -73,4 +73,4 @@ def _encode(recording: Recording, start: int, stop: int) -> bytes:
     return recording.view(ResponseView).between(start, stop)
 
 
-RESPONSES = Format("text/event-stream; charset=utf-8", _encode, no_notice, sse.KEEPALIVE, retry=False)
+RESPONSES = Format("text/event-stream; charset=utf-8", _encode, no_notice, sse.KEEPALIVE, event_source=False)
