@@ -48,6 +48,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         print(f"replay: {error.name} is not installed, which a node needs: {_INSTALL}", file=sys.stderr)
         return 1
+    except ReplayError as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 1
     try:
         return serve(vars(arguments))
     except ReplayError as error:

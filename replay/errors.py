@@ -40,6 +40,12 @@ class InvalidSetting(ReplayError):
     code = "invalid_setting"
 
 
+class IncompatibleLibrary(ReplayError):
+    """A library has changed in what this service relies on."""
+
+    code = "incompatible_library"
+
+
 class AddressInUse(ReplayError):
     """Another process listens on this address and port."""
 

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import StreamReader, web
-from aiohttp.http import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
 
 from replay import descriptors
 from replay.config import Settings
 from replay.errors import HeadTooLarge, ReplayError, RequestTimeout
+from replay.http.aiohttp_server import BaseRunner, BaseServer, ServerConnection
 from replay.http.headers import STANDING
 from replay.http.heads import Heads
 from replay.http.problems import answer_to_http, problem
@@ -39,7 +38,7 @@ _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _WARN_EVERY_S = 10.0
 
 
-class _Connection(RequestHandler):
+class Connection(ServerConnection):
     """A connection that knows whether it stands between two requests."""
 
     def __init__(self, server: _Server, settings: Settings, **options: Any) -> None:
@@ -54,8 +53,7 @@ class _Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        server = self._manager
-        assert isinstance(server, _Server)
+        server = self.server
         if self.transport is None:
             return
         if not server.has_room(self.transport):
@@ -69,33 +67,32 @@ class _Connection(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._close or self._force_close:
+        if self.closes:
             return
-        if self._request_count != self._requests:  # read by aiohttp out of what came behind a WebSocket's request
-            self._requests = self._request_count
-            self._body = self._messages[-1][1] if self._messages else None
+        if self.heads_read != self._requests:  # read by aiohttp out of what came behind a WebSocket's request
+            self._requests = self.heads_read
+            self._body = self.latest_body
             self._heads.lose()
         within_body = self._body is not None and not self._body.is_eof()
         super().data_received(data)
-        new = self._request_count - self._requests
+        new = self.heads_read - self._requests
         if new:
-            self._requests = self._request_count
-            self._body = self._messages[-1][1]
+            self._requests = self.heads_read
+            self._body = self.latest_body
             self._cancel(self._head_limit)
             self._head_limit = None
         ended = self._body is None or self._body.is_eof()
-        requests = [self._messages[index][0] for index in range(-new, 0)]  # or what the parser says against them
-        understood = [request for request in requests if isinstance(request, RawRequestMessage)]
-        self._refused = self._refused or len(understood) < len(requests)
+        understood = self.latest_heads(new)
+        self._refused = self._refused or len(understood) < new
         self._heads.feed(data, understood, within_body=within_body, ended=ended)
         if self._heads.unfinished and not self._refused:
             self._limit_head()
 
     def _limit_head(self) -> None:
-        if self._upgraded or self._buffer_paused or self._reading_paused:
-            return  # no more is read, and what is here may be whole requests
+        if not self.reads:
+            return
         if self._head_limit is None:
-            self._head_limit = self._loop.call_later(self._settings.request_timeout_s, self._refuse_late_head)
+            self._head_limit = self.loop.call_later(self._settings.request_timeout_s, self._refuse_late_head)
         if (self._heads.unfinished or 0) > _LARGEST_HEAD:
             self._refuse(HeadTooLarge(f"head: expected at most {_LARGEST_HEAD} bytes"))
 
@@ -113,7 +110,7 @@ class _Connection(RequestHandler):
         self.force_close()
 
     def _is_answering(self) -> bool:
-        return self._requests > 0 and self._waiter is None
+        return self._requests > 0 and not self.waits_for_request
 
     def _cancel(self, timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
@@ -127,7 +124,7 @@ class _Connection(RequestHandler):
         finally:
             # Closing waits until the client has taken what is buffered, which it may never do.
             if transport is not None and transport.is_closing() and transport.get_write_buffer_size():
-                self._loop.call_later(self._settings.write_deadline_s, transport.abort)
+                self.loop.call_later(self._settings.write_deadline_s, transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -148,7 +145,7 @@ class _Connection(RequestHandler):
             else:
                 transport.abort()
 
-        self._write_limit = self._loop.call_later(self._settings.write_deadline_s, look)
+        self._write_limit = self.loop.call_later(self._settings.write_deadline_s, look)
 
     def successor(self, request: web.Request, transport: asyncio.Transport) -> Callable[[], None] | None:
         """What gives a connection that was taken over back to the server, for the client's next request.
@@ -158,10 +155,9 @@ class _Connection(RequestHandler):
         of this one's body is still to come, or where something has come behind it.
         """
         whole = request.content.is_eof() and self._heads.unfinished == 0
-        if self._messages or not (whole and request.keep_alive):
+        if self.has_more_requests or not (whole and request.keep_alive):
             return None
-        server = self._manager
-        assert isinstance(server, _Server)
+        server = self.server
 
         def give_back() -> None:
             fresh = server.connection(idle_s=_AFTER_STREAM_S)
@@ -198,38 +194,37 @@ def _raw(response: web.Response) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + response.body
 
 
-class _Server(web.Server):
+class _Server(BaseServer):
     def __init__(self, made: web.Server, settings: Settings, **options: Any) -> None:
-        loop = asyncio.get_running_loop()
-        super().__init__(made.request_handler, request_factory=made.request_factory, loop=loop, **options)
+        super().__init__(made, **options)
         self._settings = settings
         self._most = descriptors.mark()
         self._warned = -_WARN_EVERY_S
 
-    def __call__(self) -> _Connection:
+    def __call__(self) -> Connection:
         return self.connection(idle_s=self._settings.idle_connection_s)
 
-    def connection(self, *, idle_s: float) -> _Connection:
+    def connection(self, *, idle_s: float) -> Connection:
         """What serves one connection, which is closed when it has waited so long for a request."""
-        return _Connection(self, self._settings, loop=self._loop, keepalive_timeout=idle_s, **self._kwargs)
+        return Connection(self, self._settings, loop=self.loop, keepalive_timeout=idle_s, **self.connection_options)
 
     def has_room(self, transport: asyncio.Transport) -> bool:
         """Whether a client may have the descriptor of its connection."""
         if transport.get_extra_info("socket").fileno() < self._most:
             return True
-        now = self._loop.time()
+        now = self.loop.time()
         if now - self._warned >= _WARN_EVERY_S:
             self._warned = now
             logger.warning("connections are cut: too few file descriptors are left", extra={"most": self._most})
         return False
 
 
-class Runner(web.AppRunner):
+class Runner(BaseRunner):
     """Runs an application; lines of a request's head may be `LONGEST_LINE` bytes long."""
 
     def __init__(self, app: web.Application, settings: Settings, **options: Any) -> None:
         super().__init__(app, max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE, auto_decompress=False, **options)
         self._settings = settings
 
-    async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._settings, **self._kwargs)
+    def server_for(self, made: web.Server, options: dict[str, Any]) -> web.Server:
+        return _Server(made, self._settings, **options)

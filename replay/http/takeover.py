@@ -6,15 +6,14 @@ parser. The connection gets a protocol of its own, and the server forgets it.
 
 from __future__ import annotations
 
-import asyncio
 from email.utils import formatdate
-from typing import Any
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from replay.http.headers import complete
+from replay.http.server import Connection
 from replay.live.stream_connection import Handover
 from replay.wire.framing import CHUNKED, UNTIL_CLOSE, Framing
 
@@ -55,12 +54,11 @@ def release(request: web.Request) -> Handover | None:
 
     None when the client has left.
     """
-    server: Any = request.protocol
+    server = request.protocol
+    assert isinstance(server, Connection), "the runner makes no others"
     transport = request.transport
     if transport is None or transport.is_closing():
         return None
     give_back = None if framing_of(request).ends_by_closing else server.successor(request, transport)
-    server.transport = None
-    # When the handler has returned: the server drops the connection from its list, without closing it.
-    asyncio.get_running_loop().call_soon(server.connection_lost, None)
+    server.detach()
     return Handover(transport, give_back)
