@@ -272,12 +272,8 @@ class Starter:
 
     async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:
         """Create the log; raises GenerationExists when somebody was faster."""
-        # In this order on one connection: a log that is not on the list would never be found as an orphan.
-        _, refused = await asyncio.gather(
-            self._store.register(feed.generation_id, node=self._node, created_ms=events[0].id.ms),
-            self._store.append(
-                feed.generation_id, events, after=None, ttl_ms=opening.start.ttl_ms, request=opening.request
-            ),
+        refused = await self._store.create(
+            feed.generation_id, events, node=self._node, ttl_ms=opening.start.ttl_ms, request=opening.request
         )
         if refused is not None:
             await self._correct_owner(feed.generation_id)

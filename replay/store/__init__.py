@@ -87,33 +87,18 @@ class Listener(Protocol):
         """The channel was cut and is back; whatever came in between was not heard."""
 
 
-class EventStore(Protocol):
-    """Keeps logs. One connection's calls are carried out in the order in which they were made."""
+class Logs(Protocol):
+    """Logs of events, each with its expiry, and the request that is kept with it."""
 
-    on_reconnect: list[Callable[[], None]]  # called when appends are possible again after a cut
-    on_missed: list[Callable[[], None]]  # called when notifications are heard again after a cut
+    async def create(
+        self, generation_id: str, events: Sequence[Event], *, node: str, ttl_ms: int, request: bytes = b""
+    ) -> Refused | None:
+        """List a generation as recent and as live on a node, and create its log, unless there is one.
 
-    @property
-    def connections(self) -> int:
-        """How many connections to the server there are now."""
-
-    @property
-    def connects(self) -> int:
-        """How many connections were made so far."""
-
-    @property
-    def hears(self) -> bool:
-        """Whether its channels are heard, as far as is known."""
-
-    @property
-    def steady_for(self) -> float:
-        """Seconds since it was last away, for any of its connections; infinite when it never was."""
-
-    async def probe(self) -> None:
-        """Return if what is written is taken; raises StoreUnavailable."""
-
-    async def wait_up(self, timeout: float) -> bool:
-        """Wait until it answers again; whether it does."""
+        It is listed first: a log that is on no list would never be found as an orphan. Where it is refused, and after
+        StoreUnavailable, it may be listed all the same, and under the wrong node. A ``request`` is kept beside the log
+        and expires with it. None when the events are acknowledged, also when an earlier try has put them there.
+        """
 
     async def append(
         self,
@@ -122,13 +107,11 @@ class EventStore(Protocol):
         *,
         after: EventId | None,
         ttl_ms: int = 0,
-        request: bytes = b"",
     ) -> Refused | None:
         """Append ``events`` if the log ends with ``after`` (None: if there is no log), all or none.
 
         None when they are acknowledged, also when an earlier try with a lost answer put them there.
-        ``ttl_ms`` > 0 lets the log expire that long from now. Without events it only compares. A ``request`` is
-        kept beside the log and expires with it; it needs a ttl.
+        ``ttl_ms`` > 0 lets the log expire that long from now. Without events it only compares.
         """
 
     async def request(self, generation_id: str) -> bytes | None:
@@ -136,15 +119,6 @@ class EventStore(Protocol):
 
     async def last(self, generation_id: str) -> Event | None:
         """The last event; None when there is no log."""
-
-    async def trim(self, generation_id: str, keep: int) -> None:
-        """Forget the beginning of a log but for about that many events."""
-
-    async def erase(self, generation_id: str, event_ids: Sequence[EventId]) -> None:
-        """Take events out of a log, but not its last one."""
-
-    async def publish(self, channel: str, events: Sequence[Event]) -> int:
-        """Tell whoever listens under that name something that is kept nowhere; how many nodes have heard it."""
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
         """At most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""
@@ -154,6 +128,12 @@ class EventStore(Protocol):
 
         However many are asked for, whoever else reads waits for a few of them at most.
         """
+
+    async def trim(self, generation_id: str, keep: int) -> None:
+        """Forget the beginning of a log but for about that many events."""
+
+    async def erase(self, generation_id: str, event_ids: Sequence[EventId]) -> None:
+        """Take events out of a log, but not its last one."""
 
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
@@ -170,11 +150,9 @@ class EventStore(Protocol):
     async def was_buried(self, generation_id: str, run: str) -> bool:
         """Whether a log that is missing was deleted or has run out, and is not lost."""
 
-    async def listen(self, generation_id: str, listener: Listener) -> None:
-        """Hear of every append from now on; what was appended before this returns may be heard too."""
 
-    def unlisten(self, generation_id: str) -> None:
-        """Hear no more of it."""
+class Lists(Protocol):
+    """Which generations there are: the live ones with their nodes, and the recent ones by time."""
 
     async def register(self, generation_id: str, *, node: str, created_ms: int) -> None:
         """List a generation as recent and as live on a node."""
@@ -199,6 +177,10 @@ class EventStore(Protocol):
     async def forget(self, rows: Sequence[Row]) -> None:
         """Take generations off the list of recent ones, but not those that have a log or were listed anew meanwhile."""
 
+
+class Claims(Protocol):
+    """What leads to a generation: the keys of callers, and the first tries of calls that come again."""
+
     async def claim(self, key: str, claim: Claim, *, ttl_ms: int) -> Claim:
         """Bind a key for some time, unless another generation than the one before has it; what it is bound to."""
 
@@ -220,6 +202,10 @@ class EventStore(Protocol):
     async def take_try(self, generation_id: str, *, hold_ms: int) -> bool:
         """Take a generation for a retry, for some time; whether nobody else has."""
 
+
+class Leases(Protocol):
+    """What nodes say of themselves: that they live, and how many follow what there."""
+
     @property
     def leases_steady_for(self) -> float:
         """Seconds since Valkey was last away for leases; infinite when it never was."""
@@ -230,17 +216,36 @@ class EventStore(Protocol):
     async def end_lease(self, node: str) -> None:
         """Say that a node is gone."""
 
-    async def report_subscribers(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
-        """Say how many read what on a node, where that has changed; it holds as long as the lease."""
+    async def alive(self, nodes: Collection[str]) -> set[str]:
+        """Which of these nodes are alive."""
 
     async def listens(self, node: str) -> bool:
         """Whether a node hears its notifications, which one that was killed does not long before its lease ends."""
 
-    async def alive(self, nodes: Collection[str]) -> set[str]:
-        """Which of these nodes are alive."""
+    async def report_subscribers(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
+        """Say how many read what on a node, where that has changed; it holds as long as the lease."""
 
     async def subscribers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
         """How many read each generation on the nodes that are alive, leaving out the node ``beside``."""
+
+
+class Channels(Protocol):
+    """What is heard at once, if it is heard: appends, deletions, and what nodes notify each other of."""
+
+    on_missed: list[Callable[[], None]]  # called when notifications are heard again after a cut
+
+    @property
+    def hears(self) -> bool:
+        """Whether its channels are heard, as far as is known."""
+
+    async def listen(self, generation_id: str, listener: Listener) -> None:
+        """Hear of every append from now on; what was appended before this returns may be heard too."""
+
+    def unlisten(self, generation_id: str) -> None:
+        """Hear no more of it."""
+
+    async def publish(self, channel: str, events: Sequence[Event]) -> int:
+        """Tell whoever listens under that name something that is kept nowhere; how many nodes have heard it."""
 
     async def notify(self, node: str, generation_id: str, events: Sequence[Event]) -> None:
         """Tell a node that somebody else has appended to a generation which it produces."""
@@ -249,3 +254,27 @@ class EventStore(Protocol):
         self, node: str, *, notified: Callable[[str, list[Event]], None], deleted: Callable[[str], None]
     ) -> None:
         """Receive a node's notifications, and hear which generations were deleted, as far as can be heard."""
+
+
+class EventStore(Logs, Lists, Claims, Leases, Channels, Protocol):
+    """All of it. Nothing is promised of the order of calls that do not wait for each other."""
+
+    on_reconnect: list[Callable[[], None]]  # called when appends are possible again after a cut
+
+    @property
+    def connections(self) -> int:
+        """How many connections to the server there are now."""
+
+    @property
+    def connects(self) -> int:
+        """How many connections were made so far."""
+
+    @property
+    def steady_for(self) -> float:
+        """Seconds since it was last away, for any of its connections; infinite when it never was."""
+
+    async def probe(self) -> None:
+        """Return if what is written is taken; raises StoreUnavailable."""
+
+    async def wait_up(self, timeout: float) -> bool:
+        """Wait until it answers again; whether it does."""

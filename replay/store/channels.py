@@ -13,7 +13,7 @@ from replay.store.connection import Address, Link
 from replay.store.keys import NUL, Keys, unpack
 
 
-class Channels:
+class ValkeyChannels:
     """Subscriptions that are made again whenever the connection is."""
 
     def __init__(self, address: Address, keys: Keys, *, timeout_s: float) -> None:

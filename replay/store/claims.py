@@ -16,7 +16,7 @@ _TRIES = 32  # that are remembered of one call; protects from one that is made a
 _TRIES_MS = 3_600_000  # no client waits longer; what has ended is forgotten at once
 
 
-class ClaimCalls:
+class ValkeyClaims:
     """The part of a ValkeyStore that leads to generations."""
 
     _keys: Keys

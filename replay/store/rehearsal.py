@@ -47,7 +47,7 @@ async def _rehearse(store: EventStore, name: str) -> None:
     # A log, from beginning to end.
     events = number([Entry.START, Entry.WHOLE_DELTA, Entry.END], after=None, now_ms=1)
     await store.listen(name, _Nobody())
-    await store.append(name, events, after=None, ttl_ms=_TTL_MS, request=b"{}")
+    await store.append(name, events, after=None, ttl_ms=_TTL_MS)  # to `create` it would put it on the lists
     await store.append(name, [], after=None)
     await store.last(name)
     await store.read(name, after=EventId(0, 0), limit=1)

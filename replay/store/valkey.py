@@ -16,12 +16,13 @@ from typing import Any
 
 from replay.errors import StoreRefused
 from replay.model.event import Event, EventId
-from replay.store import BURIED_MS, Bounds, Listener, Page, Refused, Row, keys
-from replay.store.channels import Channels
-from replay.store.claims import ClaimCalls
-from replay.store.connection import Address, Link, at_once
+from replay.store import BURIED_MS, Bounds, Listener, Refused, keys
+from replay.store.channels import ValkeyChannels
+from replay.store.claims import ValkeyClaims
+from replay.store.connection import Address, Link
 from replay.store.keys import Keys
-from replay.store.nodes import NodeCalls
+from replay.store.leases import ValkeyLeases
+from replay.store.lists import ValkeyLists
 from replay.store.resp import UnknownScript
 
 logger = logging.getLogger(__name__)
@@ -30,14 +31,11 @@ _SCRIPTS = resources.files("replay.store")
 _APPEND = _SCRIPTS.joinpath("append.lua").read_text()
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 _ERASE = _SCRIPTS.joinpath("erase.lua").read_text()  # seldom wanted: sent along with each call
-_FORGET = _SCRIPTS.joinpath("forget.lua").read_text()
-_MOST_RECENT = 100_000  # generations on the list; protects from growing for ever
 _PROBE_MS = 60_000
 _BITE = 50  # logs whose ends are read in one round trip: some 0.7 ms for whoever reads after it
-_SCAN = 500  # live generations that are listed in one round trip
 
 
-class ValkeyStore(NodeCalls, ClaimCalls):
+class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
     """An EventStore on one Valkey primary, 8.0 or newer."""
 
     def __init__(self, url: str, *, timeout_s: float, key_prefix: str = "replay:") -> None:
@@ -48,7 +46,7 @@ class ValkeyStore(NodeCalls, ClaimCalls):
             address, name="appends", timeout_s=timeout_s, greet=self._load_script, on_up=self._appends_up
         )
         self._reads = Link(address, name="reads", timeout_s=timeout_s)
-        self._channels = Channels(address, self._keys, timeout_s=timeout_s)
+        self._channels = ValkeyChannels(address, self._keys, timeout_s=timeout_s)
         self.on_missed = self._channels.on_missed
         self._links = (self._appends, self._reads, self._channels.link)
         self._bites = asyncio.Lock()  # however many lists are read, one bite is in front of everybody else's read
@@ -110,16 +108,32 @@ class ValkeyStore(NodeCalls, ClaimCalls):
 
     # The log.
 
+    async def create(
+        self, generation_id: str, events: Sequence[Event], *, node: str, ttl_ms: int, request: bytes = b""
+    ) -> Refused | None:
+        """List a generation and create its log; see Logs."""
+        # One connection carries them out in this order.
+        _, refused = await asyncio.gather(
+            self.register(generation_id, node=node, created_ms=events[0].id.ms),
+            self._append(generation_id, events, after=None, ttl_ms=ttl_ms, request=request),
+        )
+        return refused
+
     async def append(
+        self, generation_id: str, events: Sequence[Event], *, after: EventId | None, ttl_ms: int = 0
+    ) -> Refused | None:
+        """Append all events or none; see Logs."""
+        return await self._append(generation_id, events, after=after, ttl_ms=ttl_ms)
+
+    async def _append(
         self,
         generation_id: str,
         events: Sequence[Event],
         *,
         after: EventId | None,
-        ttl_ms: int = 0,
+        ttl_ms: int,
         request: bytes = b"",
     ) -> Refused | None:
-        """Append all events or none; see EventStore."""
         log_keys = [self._keys.events(generation_id), self._keys.request(generation_id)][: 2 if ttl_ms else 1]
         args: list[str | bytes | int] = [
             len(log_keys),
@@ -250,81 +264,3 @@ class ValkeyStore(NodeCalls, ClaimCalls):
     ) -> None:
         """Receive a node's notifications, and hear of deletions."""
         await self._channels.attend(node, notified=notified, deleted=deleted)
-
-    # The lists.
-
-    async def register(self, generation_id: str, *, node: str, created_ms: int) -> None:
-        """List a generation as recent and as live on a node."""
-        await self._appends.ready()
-        await asyncio.gather(
-            at_once(
-                self._appends,
-                ("HSET", self._keys.live, generation_id, node),
-                ("PEXPIRE", self._keys.live, keys.LISTS_MS),
-            ),
-            at_once(
-                self._appends,
-                ("ZADD", self._keys.recent, created_ms, generation_id),
-                ("ZREMRANGEBYRANK", self._keys.recent, 0, -_MOST_RECENT - 1),
-                ("PEXPIRE", self._keys.recent, keys.LISTS_MS),
-            ),
-        )
-
-    async def unregister(self, generation_id: str) -> None:
-        """List it as live no more."""
-        await self._appends.call("HDEL", self._keys.live, generation_id)
-
-    async def live(self) -> dict[str, str]:
-        """Generation id -> producing node."""
-        pairs = await self._reads.ask("HGETALL", self._keys.live)
-        return {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
-
-    async def live_rows(self) -> list[Row]:
-        """The rows of those in `live`, in order."""
-        rows: dict[str, Row] = {}  # a scan may come by the same one twice
-        cursor = b"0"
-        while True:
-            cursor, members = await self._reads.ask("HSCAN", self._keys.live, cursor, "COUNT", _SCAN, "NOVALUES")
-            if members:
-                scores = await self._reads.ask("ZMSCORE", self._keys.recent, *members)
-                rows |= {row.generation_id: row for row in keys.parse_rows(members, scores)}
-            if cursor == b"0":
-                return sorted(rows.values())
-
-    async def recent(
-        self, *, before: Row | None, limit: int, since_ms: int | None = None, oldest_first: bool = False
-    ) -> Page:
-        """Generations, newest first, behind the row ``before``."""
-        lowest, highest = "-inf" if since_ms is None else since_ms, "+inf"
-        first = (lowest if oldest_first else highest) if before is None else before.created_ms
-        span = (first, highest, "BYSCORE") if oldest_first else (first, lowest, "BYSCORE", "REV")
-        count = limit + 2  # one that was the last of the page before, and one that tells whether there are more
-        while True:
-            answer = await self._reads.ask("ZRANGE", self._keys.recent, *span, "LIMIT", 0, count, "WITHSCORES")
-            listed = keys.parse_rows(answer[::2], answer[1::2])
-            # Equal times are ordered by id, in the same direction.
-            rows = [row for row in listed if before is None or (row > before if oldest_first else row < before)]
-            if len(rows) > limit or len(listed) < count:
-                break
-            count *= 2
-        return Page(rows[:limit], rows[limit - 1] if len(rows) > limit else None)
-
-    async def forget(self, rows: Sequence[Row]) -> None:
-        """Take generations that are gone off the list.
-
-        Whoever repairs a log appends first and then lists it, with the same time as before. So look for the log once
-        more when the row is off: either it is there by now, or it will be listed after that. A log is in another slot
-        than the list, so one script cannot do both; should this node die in between, such a row is lost.
-        """
-        if not rows:
-            return
-        parts = (part for row in rows for part in row)
-        names = {name.decode() for name in await self._reads.call("EVAL", _FORGET, 1, self._keys.recent, *parts)}
-        off = [row for row in rows if row.generation_id in names]
-        there = await self._reads.ask_all([("EXISTS", self._keys.events(row.generation_id)) for row in off])
-        for row in (row for row, exists in zip(off, there, strict=True) if exists):
-            await at_once(
-                self._reads,
-                ("ZADD", self._keys.recent, "NX", *row),
-                ("PEXPIRE", self._keys.recent, keys.LISTS_MS),
-            )

@@ -345,10 +345,10 @@ async def test_request_is_kept_with_the_log_and_expires_with_it(store, valkey):
     # given
     (start,) = batch("s")
     assert await store.request("g") is None
-    assert await store.append("g", [start], after=None, ttl_ms=50_000, request=b'{"a":1}') is None
+    assert await store.create("g", [start], node="node_1", ttl_ms=50_000, request=b'{"a":1}') is None
     # when others come too late, the same comes again, and the log grows and lives longer
-    assert await store.append("g", batch("sx"), after=None, ttl_ms=50_000, request=b"{}") == Refused(start)
-    assert await store.append("g", [start], after=None, ttl_ms=50_000, request=b'{"a":1}') is None
+    assert await store.create("g", batch("sx"), node="node_1", ttl_ms=50_000, request=b"{}") == Refused(start)
+    assert await store.create("g", [start], node="node_1", ttl_ms=50_000, request=b'{"a":1}') is None
     (end,) = batch("e", after=start)
     assert await store.append("g", [end], after=start.id, ttl_ms=200_000) is None
     # then
@@ -408,7 +408,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
         lambda: store.bury("g", "1", ttl_ms=60_000),
         lambda: store.unregister("g"),
         lambda: store.register("g2", node="node_1", created_ms=1000),
-        lambda: store.append("g2", [start], after=None, ttl_ms=60_000, request=b"{}"),
+        lambda: store.create("g2", [start], node="node_1", ttl_ms=60_000, request=b"{}"),
         lambda: store.delete("g2", run="1", idempotency=None),
         lambda: store.expire("g", 60_000),
         lambda: store.expire("nobody", 60_000),
@@ -475,8 +475,7 @@ async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
     await store.claim("hash", Claim(name, "1"), ttl_ms=60_000)
     await store.note_try("digest", name, created_ms=1000)
     await store.take_try(name, hold_ms=60_000)
-    await store.register(name, node="node_1", created_ms=1000)
-    await store.append(name, batch("s", "ta", "e"), after=None, ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
+    await store.create(name, batch("s", "ta", "e"), node="node_1", ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
     # when
     assert await store.delete(name, run="1", idempotency="hash", digest="digest") is True
     # then
@@ -1453,7 +1452,8 @@ async def test_server_that_is_not_there_is_unavailable_and_named():
 
 
 def test_every_store_has_every_call_of_the_port():
-    calls = {name for name in vars(EventStore) if not name.startswith("_")} | set(EventStore.__annotations__)
+    ports = [port for port in EventStore.__mro__ if port.__module__ == EventStore.__module__]
+    calls = {name for port in ports for name in (*vars(port), *port.__annotations__) if not name.startswith("_")}
     store = ValkeyStore("valkey://127.0.0.1:1/0", timeout_s=1)
     assert calls <= set(dir(store))
     assert Bounds._fields == ("first", "last", "expires_at_ms")

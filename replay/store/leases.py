@@ -12,7 +12,7 @@ from replay.store.keys import Keys
 _FORGOTTEN_MS = 86_400_000  # a node that has not renewed its lease for a day
 
 
-class NodeCalls:
+class ValkeyLeases:
     """The part of a ValkeyStore that is about nodes."""
 
     _keys: Keys
