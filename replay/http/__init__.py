@@ -1,0 +1,32 @@
+"""The service on the wire: requests in, and answers or streams out.
+
+A request meets them in this order:
+
+    server.py              limits of connections and heads; aiohttp_server.py: all that leans on aiohttp's inside
+      heads.py             whether bytes are a part of a head
+    origins.py             which hosts, and which pages of other origins, are let in
+    problems.py            errors as RFC 9457 has them, and as OpenAI's clients expect them
+    negotiation.py         media types and parameters; bodies.py: bodies; lists.py, listing.py: pages of lists
+    (a face, below)
+    start_requests.py      what a request asks to start
+    resuming.py            Resuming: what comes back with a cursor; the one place that decides on 204, reset, come back
+    streaming.py           makes a subscriber of a request; takeover.py takes its connection away from the server
+    headers.py             what every answer has
+
+The faces, each a group of routes:
+
+    generations.py         /generations, /generations/{id}
+    events.py              /generations/{id}/events
+    transcripts.py         /generations/{id}/transcript
+    multiplexing.py        /events: several generations on one connection
+    activity.py            /feed
+    completions.py         /v1/chat/completions, /v1/completions, /v1/models
+    stored.py              /v1/chat/completions/{id} and its list
+    responses.py           /v1/responses
+    token_stream.py        /v1/completions/stream
+    ops.py                 /healthz, /readyz, /metrics; siblings.py merges those of several workers
+    pages.py               the dashboard and replay.js, in dashboard/
+
+`openai_service.py` is what all faces under /v1 are answered from. A new face that resumes is one file: its routes, how
+its feed is opened, and where in it a reader goes on.
+"""

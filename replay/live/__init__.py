@@ -1,0 +1,37 @@
+"""What moves events: from upstreams into logs, and from logs to all who follow.
+
+A token meets them in this order:
+
+    starter.py             Starter: decides on the id and creates the log; first_tries.py finds what a retry has begun
+    producers.py           Producers: what runs on this node
+    producer.py            Producer: upstream -> entries
+    writer.py              Writer: entries -> append -> acknowledged; repair.py puts back what Valkey has lost
+    feed.py                Feed: acknowledged events, and who follows them here
+    encoding.py            Encoding: the bytes that are the same for many; segments for those who come late
+    subscriber.py          Subscriber: one reader, live or behind; multiplexing.py: one reader of several feeds
+    stream_connection.py   StreamConnection: what all long-lived connections have in common
+
+On another node the feed is filled by
+
+    follower.py            Follower: keeps it equal to the log
+    hub.py                 Hub: all feeds of this node, opened and given up; cache.py, memory.py: ended ones
+
+A generation ends by its producer, or from elsewhere:
+
+    endings.py             Endings: end, cancel, delete; closing.py ends what another node produces
+    keeper.py              Keeper: stands ready to repair such an end
+    orphans.py             Orphans: ends what has lost its node
+    abandonment.py         Abandonment: gives up what nobody follows
+
+What becomes of all of them:
+
+    activity.py            Activity: the log of it, followed; activity_writer.py writes, activity_reporter.py reports
+    progress.py            Progress: how far the live ones are, once a second
+    catalogue.py           Catalogue: finds generations
+
+    periodic_work.py       PeriodicWork: leases, looks, and what else comes by the clock
+    tasks.py               Tasks: owns what belongs to no request
+    counters.py            Counters: plain integers, published as metrics
+
+No queue anywhere: a subscriber that is behind has a seq. Nothing is shown before it is acknowledged.
+"""

@@ -109,9 +109,23 @@ class Hub:
             self.forget(generation_id)
 
     async def open(self, generation_id: str) -> Feed:
-        """The feed with all that Valkey has now; raises GenerationNotFound, StoreUnavailable.
+        """Return the feed with all that Valkey has now; raises GenerationNotFound (404), StoreUnavailable (503).
 
-        Valkey is asked every time: a generation may have been deleted elsewhere, or have expired.
+        Valkey is asked every time for the log's last event: a generation may have been deleted elsewhere, or be gone.
+
+            last event          produced here       followed here       ended, kept here    not here
+            ------------------  ------------------  ------------------  ------------------  ------------
+            the feed has it     keep                keep                keep                load
+            behind the feed's   wait for it, keep   catch up, keep      drop, load          load
+            another in its      drop, load          drop, load          drop, load          load
+            place
+            none                keep: it is put     keep: it may be     503 while healing,  503 while
+                                back                put back            then drop, 404      healing,
+            none, and its run   503 while healing,  503 while healing,  likewise            then 404
+            is buried           then drop, 404      then drop, 404
+
+        A feed that is invalid is dropped as if it were another log's. To load reads the log once for all who ask
+        meanwhile. A caller that is cancelled takes nobody along.
         """
         last = await self._store.last(generation_id)
         feed = self.wake(generation_id)
