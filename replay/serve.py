@@ -94,7 +94,7 @@ def _allow_many_connections() -> None:
 async def _serve(app: App, ready: Callable[[str], None]) -> int:
     """Run until a signal; the exit code. The first SIGTERM or SIGINT drains, the second stops now."""
     signals = _signals()
-    stopping = asyncio.create_task(signals.get())
+    stopping = asyncio.create_task(signals.get(), name="first signal")
     starting = await _started_unless(stopping, app.start())
     if starting is None:
         return 0
@@ -104,8 +104,8 @@ async def _serve(app: App, ready: Callable[[str], None]) -> int:
     gc.freeze()
     ready(url)
     await stopping
-    draining = asyncio.create_task(app.drain())
-    again = asyncio.create_task(signals.get())
+    draining = asyncio.create_task(app.drain(), name="drain")
+    again = asyncio.create_task(signals.get(), name="second signal")
     await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
     if draining.done():
         draining.result()
@@ -121,7 +121,7 @@ async def _serve_workers(settings: config.Settings, ready: Callable[[str], None]
     """Run workers until a signal, which is passed on to them; the exit code."""
     signals = _signals()
     workers = Workers(settings, _work)
-    stopping = asyncio.create_task(signals.get())
+    stopping = asyncio.create_task(signals.get(), name="first signal")
     starting = await _started_unless(stopping, workers.start())
     if starting is None:
         return 0
@@ -131,8 +131,8 @@ async def _serve_workers(settings: config.Settings, ready: Callable[[str], None]
     ready(url)
     await stopping
     workers.leave()
-    ending = asyncio.create_task(workers.ended())
-    again = asyncio.create_task(signals.get())
+    ending = asyncio.create_task(workers.ended(), name="end of the workers")
+    again = asyncio.create_task(signals.get(), name="second signal")
     await asyncio.wait((ending, again), return_when=asyncio.FIRST_COMPLETED)
     if not ending.done():
         workers.leave()
@@ -141,7 +141,7 @@ async def _serve_workers(settings: config.Settings, ready: Callable[[str], None]
 
 async def _started_unless(stopping: asyncio.Task[int], start: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
     """Start something, whose task is done then; None when a signal came first and it was given up."""
-    starting = asyncio.create_task(start)
+    starting = asyncio.create_task(start, name="start")
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         return starting

@@ -67,13 +67,13 @@ class _Worker:
         if not self.url.done():
             self._said()
         self._control.close()
-        assert self.process.exitcode is not None
+        assert self.process.exitcode is not None, "it was joined"
         self.ended.set_result(self.process.exitcode)
 
     def signal(self, number: int) -> None:
         """Pass a signal on."""
         if not self.ended.done():
-            assert self.process.pid is not None
+            assert self.process.pid is not None, "it was started"
             os.kill(self.process.pid, number)
 
 
@@ -134,7 +134,7 @@ class Workers:
         url = await worker.url
         if url is None:
             raise _Failed
-        self._keeping.append(asyncio.create_task(self._keep(number, worker)))
+        self._keeping.append(asyncio.create_task(self._keep(number, worker), name=f"keep worker {number}"))
         return url
 
     def _spawn(self, number: int) -> _Worker:

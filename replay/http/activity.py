@@ -45,5 +45,5 @@ async def _resumption(cursor: EventId | str | None, feed: Feed) -> Resumption:
         return Resumption(len(feed.log))
     if cursor == FROM_START:
         return Resumption(feed.log.first)
-    assert isinstance(cursor, EventId)
+    assert isinstance(cursor, EventId), "there is no other text"
     return behind(feed, cursor, known=feed.log.holds(cursor))

@@ -81,7 +81,7 @@ class Origins:
             return vary
         if "*" in self._origins:
             return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED}
-        assert origin is not None
+        assert origin is not None, "none is not allowed"
         return {
             "Access-Control-Allow-Origin": origin,
             "Access-Control-Allow-Credentials": "true",  # those of a proxy in front

@@ -188,7 +188,7 @@ class Connection(ServerConnection):
 
 def _raw(response: web.Response) -> bytes:
     """A response as it is written where the server has no request to answer."""
-    assert isinstance(response.body, bytes)
+    assert isinstance(response.body, bytes), "a problem is JSON"
     headers = {**response.headers, **STANDING, "Content-Length": str(len(response.body)), "Connection": "close"}
     lines = [f"HTTP/1.1 {response.status} {response.reason}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + response.body

@@ -103,8 +103,8 @@ class Activity:
         while True:
             if self._follower is None or self._follower.feed.invalid:
                 if not self._is_opening:
-                    self._opening = asyncio.create_task(self._open())
-                assert self._opening is not None
+                    self._opening = asyncio.create_task(self._open(), name="open the activity")
+                assert self._opening is not None, "just begun"
                 await asyncio.shield(self._opening)
             feed = await self._bring_up_to_date()
             if not feed.invalid:
@@ -129,7 +129,7 @@ class Activity:
 
     async def _bring_up_to_date(self) -> Feed:
         """Know what Valkey knows now, and no more than that."""
-        assert self._follower is not None
+        assert self._follower is not None, "it is opened first"
         follower, log = self._follower, self._log
         (bounds,) = await self._store.bounds([ACTIVITY_LOG])
         if bounds is not None and bounds.last.id.seq >= len(log):

@@ -93,7 +93,7 @@ class ActivityWriter:
     def start(self) -> None:
         """Begin to write."""
         self._store.on_reconnect.append(self._note_reconnect)
-        self._writing = asyncio.create_task(self._write())
+        self._writing = asyncio.create_task(self._write(), name="write the activity")
 
     async def stop(self) -> None:
         """Write what is left, if that is quickly done, and no more."""

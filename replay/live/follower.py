@@ -51,9 +51,12 @@ class Follower:
         """Read what the log has beyond the feed. One read serves all who ask meanwhile."""
         self._again = True
         if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
+            self._reading = self._start_reading()
         # One of several who wait may be cancelled; the others still want the answer.
         await asyncio.shield(self._reading)
+
+    def _start_reading(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._read(), name=f"follow {self.feed.generation_id}")
 
     async def _read(self) -> None:
         try:
@@ -125,7 +128,7 @@ class Follower:
         """Catch up in the background."""
         self._again = True
         if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
+            self._reading = self._start_reading()
             self._reading.add_done_callback(_note_failure)
 
     async def look(self, now: float) -> None:

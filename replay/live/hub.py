@@ -179,7 +179,9 @@ class Hub:
     async def _load(self, generation_id: str) -> Feed:
         """A new feed, read from the log once for all who ask for it meanwhile."""
         if generation_id not in self._loading:
-            self._loading[generation_id] = asyncio.create_task(self._load_new(generation_id))
+            self._loading[generation_id] = asyncio.create_task(
+                self._load_new(generation_id), name=f"load {generation_id}"
+            )
             self._loading[generation_id].add_done_callback(lambda _: self._loading.pop(generation_id, None))
         return await asyncio.shield(self._loading[generation_id])
 

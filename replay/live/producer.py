@@ -100,7 +100,7 @@ class Producer:
 
     async def run(self) -> None:
         """Call the upstream and record it, until the end stands and needs no repair."""
-        self._reading = asyncio.create_task(self._read())
+        self._reading = asyncio.create_task(self._read(), name=f"read {self.generation_id}")
         try:
             await self._write()
         finally:
@@ -185,7 +185,7 @@ class Producer:
     def _take_call(self) -> Call:
         """The call, which is the upstream's to let go of: it may be megabytes, and the answer takes minutes."""
         call, self._call = self._call, None
-        assert call is not None
+        assert call is not None, "it is taken once"
         return call
 
     def _take_rest(self, decoder: Decoder) -> None:

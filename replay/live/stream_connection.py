@@ -80,7 +80,7 @@ class StreamConnection(asyncio.Protocol):
 
     def _finish(self, *, clean: bool) -> None:
         """End the response; ``clean`` lets the reader take it for the end, and use the connection again."""
-        assert self._transport is not None
+        assert self._transport is not None, "who has lost it has left"
         if clean:
             self.write(self.framing.end)
         elif self.framing.ends_by_closing:

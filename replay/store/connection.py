@@ -99,7 +99,7 @@ class Link:
         on_push: Callable[[list[Any]], None] | None = None,
     ) -> None:
         self._address = address
-        self._name = name
+        self.name = name
         self._timeout_s = timeout_s
         self._greet = greet
         self._on_up = on_up
@@ -197,7 +197,7 @@ class Link:
                 self._down_since = asyncio.get_running_loop().time()
                 wire.abort()
             self.problem = StoreUnavailable("the connection to Valkey was lost", aside=str(self._address))
-            logger.warning("valkey connection lost", extra={"address": str(self._address), "link": self._name})
+            logger.warning("valkey connection lost", extra={"address": str(self._address), "link": self.name})
             if self._down_since - self._up_since > _LONGEST_PAUSE_S:
                 pause = 0.0
             await asyncio.sleep(pause)
@@ -227,7 +227,7 @@ class Link:
         self.connects += 1
         self._changed.set()
         self._changed = asyncio.Event()
-        logger.info("valkey connected", extra={"address": str(address), "link": self._name})
+        logger.info("valkey connected", extra={"address": str(address), "link": self.name})
         if self._on_up is not None:
             self._on_up()
         return wire
@@ -239,7 +239,7 @@ class Link:
             await wire.call("AUTH", *user, address.password)
         if address.database:
             await wire.call("SELECT", address.database)
-        await wire.call("CLIENT", "SETNAME", f"replay-{self._name}")
+        await wire.call("CLIENT", "SETNAME", f"replay-{self.name}")
         check_server(await wire.call("INFO", "server", "replication", "memory"))
         if self._greet is not None:
             await self._greet(wire.call)
@@ -255,7 +255,7 @@ class Link:
                 # A connection that is cut without a word shows only when it is used.
                 wire.call("PING").add_done_callback(_read_error)
             elif loop.time() - wire.waiting_since > self._timeout_s:
-                logger.warning("valkey does not answer", extra={"address": str(self._address), "link": self._name})
+                logger.warning("valkey does not answer", extra={"address": str(self._address), "link": self.name})
                 wire.abort()
                 await wire.lost
 
@@ -271,7 +271,7 @@ class Link:
                 "what answers in Valkey's place is none", aside=f"--valkey-url, at {self._address}: {reason}"
             )
         if problem.in_full != self.problem.in_full:
-            logger.warning("valkey unavailable", extra={"link": self._name, "reason": problem.in_full})
+            logger.warning("valkey unavailable", extra={"link": self.name, "reason": problem.in_full})
         self.problem = problem
 
 

@@ -152,7 +152,7 @@ class Wire(asyncio.Protocol):
 
     def _pushed(self, push: list[Any]) -> None:
         try:
-            assert self._on_push is not None
+            assert self._on_push is not None, "only the link of the channels subscribes"
             self._on_push(push)
         except Exception:  # one listener's trouble is not the others'
             logger.exception("a push could not be handled")

@@ -56,7 +56,7 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
 
     async def start(self, timeout: float) -> None:
         """Connect; raises StoreUnavailable when that takes too long, StoreRefused at once."""
-        self._tasks = [asyncio.create_task(link.run()) for link in self._links]
+        self._tasks = [asyncio.create_task(link.run(), name=f"valkey {link.name}") for link in self._links]
         deadline = time.monotonic() + timeout
         for link in self._links:
             while not await link.wait_up(0.05):
