@@ -63,6 +63,10 @@ class Order:
     size: int = 0  # about how many bytes of JSON the request is
 
 
+class _ClaimOver(Exception):
+    """Nothing can be created under a claim any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Opening:
     """What a log is created with."""
@@ -137,9 +141,9 @@ class Starter:
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
-        wanted = Claim(order.generation_id or new_generation_id(), fingerprint)
+        wanted = Claim(order.generation_id or new_generation_id(), fingerprint, _new_token())
         while True:
-            claim = await self._claim(key_hash, wanted)
+            claim = await self._store.claim(key_hash, wanted, ttl_ms=self._settings.idempotency_ttl_s * 1000)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
             started = await self._follow(order, key_hash, claim, new=claim == wanted)
@@ -148,10 +152,9 @@ class Starter:
             if self._hub.healing:
                 raise StoreUnavailable("Valkey has just come back, and it is not sure that this key has failed")
             # Whoever is first with the next attempt starts it, and the others are led there.
-            wanted = Claim(new_generation_id(), fingerprint, claim.attempt + 1, claim.generation_id)
-
-    async def _claim(self, key_hash: str, claim: Claim) -> Claim:
-        return await self._store.claim(key_hash, claim, ttl_ms=self._settings.idempotency_ttl_s * 1000)
+            wanted = Claim(
+                new_generation_id(), fingerprint, _new_token(), claim.attempt + 1, claim.generation_id, claim.token
+            )
 
     async def _follow(self, order: Order, key_hash: str, claim: Claim, *, new: bool) -> Started:
         """Start what a claim leads to, unless that was done; raises GenerationExists where its id is not the key's."""
@@ -163,19 +166,24 @@ class Starter:
         if last is None and not new and self._hub.healing:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
         if last is None:
-            if await self._claim(key_hash, claim) != claim:
-                return await self._start_once(order)  # it was cleared away with its claim, and the key is another's now
             try:
                 return await self._create(
                     order,
                     generation_id,
                     idempotency=key_hash,
+                    claim=claim.token,
+                    after=claim.after,
                     fingerprint=claim.fingerprint,
                     attempt=claim.attempt or None,
                     previous=claim.previous,
                 )
             except GenerationExists:
                 pass  # another call with the same key was faster
+            except _ClaimOver:
+                # What was started under it was refused and has been cleared away, by somebody who may not have come to
+                # this any more.
+                await self._store.release(key_hash, claim.token)
+                return await self._start_once(order)
         try:
             feed = await self._hub.open(generation_id)
         except GenerationNotFound:  # it was refused, and has been cleared away since it was looked for
@@ -183,7 +191,7 @@ class Starter:
         if feed.start.idempotency == key_hash:
             return Started(feed, created=False)
         if new:
-            await self._store.release(key_hash, generation_id)
+            await self._store.release(key_hash, claim.token)
         raise GenerationExists(f"generation {generation_id!r} exists")
 
     async def _create(self, order: Order, generation_id: str, **found_by: Any) -> Started:
@@ -195,7 +203,7 @@ class Starter:
             generation_id=generation_id,
             model=model,
             node=self._node,
-            run=secrets.token_hex(8),
+            run=_new_token(),
             ttl_ms=order.ttl_ms,
             abandon_after_ms=order.abandon_after_ms,
             metadata=order.metadata,
@@ -250,16 +258,23 @@ class Starter:
         return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""
 
     async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:
-        """Create the log; raises GenerationExists when somebody was faster."""
+        """Create the log; raises GenerationExists when somebody was faster, and _ClaimOver."""
         # In this order on one connection: a log that is not on the list would never be found as an orphan.
         _, refused = await asyncio.gather(
             self._store.register(feed.generation_id, node=self._node, created_ms=events[0].id.ms),
             self._store.append(
-                feed.generation_id, events, after=None, ttl_ms=opening.start.ttl_ms, request=opening.request
+                feed.generation_id,
+                events,
+                after=None,
+                ttl_ms=opening.start.ttl_ms,
+                request=opening.request,
+                claim=opening.start.claim,
             ),
         )
         if refused is not None:
             await self._correct_owner(feed.generation_id)
+            if refused.last is None:
+                raise _ClaimOver
             raise GenerationExists(f"generation {feed.generation_id!r} exists")
         feed.extend(events)
 
@@ -278,7 +293,7 @@ class Starter:
                     await self._take_back(opening.start, events)
             except StoreUnavailable:
                 await asyncio.sleep(0.25)
-            except GenerationExists:
+            except (GenerationExists, _ClaimOver):
                 return
             else:
                 return
@@ -294,6 +309,10 @@ class Starter:
         if ends is not None and ends.last.kind is not Kind.END:
             owner = decode_start(ends.first.entry).node
             await self._store.register(generation_id, node=owner, created_ms=ends.first.id.ms)
+
+
+def _new_token() -> str:
+    return secrets.token_hex(8)
 
 
 def _fingerprint(order: Order) -> str:
