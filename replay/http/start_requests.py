@@ -12,7 +12,7 @@ from aiohttp import web
 from replay.config import Settings
 from replay.errors import InvalidRequest
 from replay.http.bodies import SIZE, shown
-from replay.live.starter import StartRequest
+from replay.live.start_request import StartRequest
 from replay.model.generation import check_generation_id
 from replay.upstream import CREDENTIALS, Api
 from replay.wire import json

@@ -2,6 +2,7 @@
 
 A token meets them in this order:
 
+    start_request.py       StartRequest: what somebody wants started
     starter.py             Starter: decides on the id and creates the log; first_tries.py finds what a retry has begun
     producers.py           Producers: what runs on this node
     producer.py            Producer: upstream -> entries

@@ -81,8 +81,10 @@ class Endings:
         feed = await self.end(generation_id, Status.CANCELLED)
         start = feed.start
         await self._activity.take_out(start, feed.log.times[-1])
-        idempotency, digest = start.idempotency, start.digest
-        if not await self._store.delete(generation_id, run=start.run, idempotency=idempotency, digest=digest):
+        removed = await self._store.delete(
+            generation_id, run=start.run, idempotency=start.idempotency, claim=start.claim, digest=start.digest
+        )
+        if not removed:
             raise GenerationNotFound(f"generation {generation_id!r} was deleted meanwhile")
         self._hub.forget(generation_id)
         self.deleted(generation_id)

@@ -6,8 +6,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from replay.config import Settings
@@ -23,6 +22,7 @@ from replay.live.feed import Feed, now_ms
 from replay.live.first_tries import FirstTries
 from replay.live.hub import Hub
 from replay.live.producers import Producers
+from replay.live.start_request import StartRequest
 from replay.live.tasks import Tasks
 from replay.model.event import Event, Kind, number
 from replay.model.generation import End, Start, Status, new_generation_id
@@ -36,32 +36,8 @@ from replay.wire.kept_request import without_keys
 logger = logging.getLogger(__name__)
 
 
-Prepare = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartRequest:
-    """A generation somebody wants."""
-
-    request: dict[str, Any]  # for the upstream
-    api: Api | None = None  # of OpenAI's API; None: a chat completion asked for at /generations
-    credentials: Mapping[str, str] | None = field(default=None, repr=False)  # the caller's own, for the upstream
-    prepare: Prepare | None = None  # completes the request, when and where the log is created
-    keep_request: bool = True
-    whole: bool = False  # its caller wants no stream
-    response: dict[str, Any] | None = None  # what a response repeats of its request
-    # What a response tells of its tools where the upstream only knows chat completions; see `Start`.
-    ignored: list[str] | None = None
-    namespaced: dict[str, list[str]] | None = None
-    generation_id: str | None = None
-    ttl_ms: int
-    metadata: dict[str, Any] | None = None
-    abandon_after_ms: int | None = None
-    idempotency_key: str | None = None
-    job: str | None = None  # a key that is used with many requests, and stands for each of them apart
-    caller: bytes | None = field(default=None, repr=False)  # a digest of the credentials; None: it has no retries
-    retry: bool = False  # the caller says that this is not its first try
-    size: int = 0  # about how many bytes of JSON the request is
+class _ClaimOver(Exception):
+    """Nothing can be created under a claim any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +92,7 @@ class Starter:
         GenerationExists, IdempotencyKeyReused, StoreUnavailable, UpstreamError.
         """
         self._check_open()
-        digest = await offload(start_request.size, lambda: _digest_of_call(start_request))
+        digest = await offload(start_request.size, start_request.digest)
         if digest is not None and start_request.retry:
             feed = await self._first_tries.take(digest)
             if feed is not None:
@@ -142,7 +118,7 @@ class Starter:
 
     async def _start_once(self, start_request: StartRequest) -> Started:
         """The claim decides on the id and the log on the producer, so any number of nodes may race."""
-        fingerprint = await offload(start_request.size, lambda: _fingerprint(start_request))
+        fingerprint = await offload(start_request.size, start_request.fingerprint)
         key = (
             f"job\0{start_request.job}\0{fingerprint}"
             if start_request.idempotency_key is None
@@ -151,9 +127,9 @@ class Starter:
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
-        attempt = Claim(start_request.generation_id or new_generation_id(), fingerprint)
+        attempt = Claim(start_request.generation_id or new_generation_id(), fingerprint, _new_token())
         while True:
-            claim = await self._claim(key_hash, attempt)
+            claim = await self._store.claim(key_hash, attempt, ttl_ms=self._settings.idempotency_ttl_s * 1000)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
             started = await self._follow(start_request, key_hash, claim, new=claim == attempt)
@@ -162,10 +138,9 @@ class Starter:
             if self._hub.healing:
                 raise StoreUnavailable("Valkey has just come back, and it is not sure that this key has failed")
             # Whoever is first with the next attempt starts it, and the others are led there.
-            attempt = Claim(new_generation_id(), fingerprint, claim.attempt + 1, claim.generation_id)
-
-    async def _claim(self, key_hash: str, claim: Claim) -> Claim:
-        return await self._store.claim(key_hash, claim, ttl_ms=self._settings.idempotency_ttl_s * 1000)
+            attempt = Claim(
+                new_generation_id(), fingerprint, _new_token(), claim.attempt + 1, claim.generation_id, claim.token
+            )
 
     async def _follow(self, start_request: StartRequest, key_hash: str, claim: Claim, *, new: bool) -> Started:
         """Start what a claim leads to, unless that was done; raises GenerationExists where its id is not the key's."""
@@ -177,21 +152,24 @@ class Starter:
         if last is None and not new and self._hub.healing:
             raise StoreUnavailable("Valkey has just come back and the generation of this key is not there yet")
         if last is None:
-            if await self._claim(key_hash, claim) != claim:
-                return await self._start_once(
-                    start_request
-                )  # it was cleared away with its claim, and the key is another's now
             try:
                 return await self._create(
                     start_request,
                     generation_id,
                     idempotency=key_hash,
+                    claim=claim.token,
+                    after=claim.after,
                     fingerprint=claim.fingerprint,
                     attempt=claim.attempt or None,
                     previous=claim.previous,
                 )
             except GenerationExists:
                 pass  # another call with the same key was faster
+            except _ClaimOver:
+                # What was started under it was refused and has been cleared away, by somebody who may not have come to
+                # this any more.
+                await self._store.release(key_hash, claim.token)
+                return await self._start_once(start_request)
         try:
             feed = await self._hub.open(generation_id)
         except GenerationNotFound:  # it was refused, and has been cleared away since it was looked for
@@ -199,7 +177,7 @@ class Starter:
         if feed.start.idempotency == key_hash:
             return Started(feed, created=False)
         if new:
-            await self._store.release(key_hash, generation_id)
+            await self._store.release(key_hash, claim.token)
         raise GenerationExists(f"generation {generation_id!r} exists")
 
     async def _create(self, start_request: StartRequest, generation_id: str, **found_by: Any) -> Started:
@@ -213,7 +191,7 @@ class Starter:
             generation_id=generation_id,
             model=model,
             node=self._node,
-            run=secrets.token_hex(8),
+            run=_new_token(),
             ttl_ms=start_request.ttl_ms,
             abandon_after_ms=start_request.abandon_after_ms,
             metadata=start_request.metadata,
@@ -271,12 +249,20 @@ class Starter:
         return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""
 
     async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:
-        """Create the log; raises GenerationExists when somebody was faster."""
+        """Create the log; raises GenerationExists when somebody was faster, and _ClaimOver."""
+        start = opening.start
         refused = await self._store.create(
-            feed.generation_id, events, node=self._node, ttl_ms=opening.start.ttl_ms, request=opening.request
+            feed.generation_id,
+            events,
+            node=self._node,
+            ttl_ms=start.ttl_ms,
+            request=opening.request,
+            claim=start.claim,
         )
         if refused is not None:
             await self._correct_owner(feed.generation_id)
+            if refused.last is None:
+                raise _ClaimOver
             raise GenerationExists(f"generation {feed.generation_id!r} exists")
         feed.extend(events)
 
@@ -295,7 +281,7 @@ class Starter:
                     await self._take_back(opening.start, events)
             except StoreUnavailable:
                 await asyncio.sleep(0.25)
-            except GenerationExists:
+            except (GenerationExists, _ClaimOver):
                 return
             else:
                 return
@@ -313,32 +299,5 @@ class Starter:
             await self._store.register(generation_id, node=owner, created_ms=bounds.first.id.ms)
 
 
-def _fingerprint(start_request: StartRequest) -> str:
-    """Equal for equal bodies, however they were written."""
-    return hashlib.sha256(json.canonical(_body(start_request))).hexdigest()
-
-
-def _digest_of_call(start_request: StartRequest) -> str | None:
-    """The same for this caller alone; of what is written the same, as a client does that repeats itself.
-
-    To sort it would take ten times as long. It stands in Valkey, and tells nothing of the credentials: whoever would
-    guess them has to know all of the request as well.
-    """
-    if start_request.caller is None or start_request.idempotency_key is not None or start_request.job is not None:
-        return None
-    digest = hashlib.sha256(start_request.caller)
-    digest.update(json.dumps(_body(start_request)))
-    return digest.hexdigest()[:32]
-
-
-def _body(start_request: StartRequest) -> list[Any]:
-    """What has to be equal. How the answer is sent is none of it: some clients ask again for the whole."""
-    request = {name: value for name, value in start_request.request.items() if name != "stream_options"}
-    return [
-        request,
-        start_request.api,
-        start_request.generation_id,
-        start_request.ttl_ms,
-        start_request.metadata,
-        start_request.abandon_after_ms,
-    ]
+def _new_token() -> str:
+    return secrets.token_hex(8)

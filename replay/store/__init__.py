@@ -61,10 +61,12 @@ class Page(NamedTuple):
 class Claim(NamedTuple):
     """What a key leads to. Once that has failed, the next attempt takes the key over; of several, the first."""
 
-    generation_id: str
+    generation_id: str  # it may be a chosen one, and that of several claims
     fingerprint: str  # of the request
+    token: str  # unlike that of any other claim
     attempt: int = 0  # how many were started under the key before
     previous: str | None = None  # the id of the last of those
+    after: str | None = None  # the token of the claim that it takes over
 
 
 class Renewed(NamedTuple):
@@ -91,13 +93,21 @@ class Logs(Protocol):
     """Logs of events, each with its expiry, and the request that is kept with it."""
 
     async def create(
-        self, generation_id: str, events: Sequence[Event], *, node: str, ttl_ms: int, request: bytes = b""
+        self,
+        generation_id: str,
+        events: Sequence[Event],
+        *,
+        node: str,
+        ttl_ms: int,
+        request: bytes = b"",
+        claim: str | None = None,
     ) -> Refused | None:
         """List a generation as recent and as live on a node, and create its log, unless there is one.
 
         It is listed first: a log that is on no list would never be found as an orphan. Where it is refused, and after
         StoreUnavailable, it may be listed all the same, and under the wrong node. A ``request`` is kept beside the log
-        and expires with it. None when the events are acknowledged, also when an earlier try has put them there.
+        and expires with it. ``claim`` is the token of one: a log is not created, although there is none, when that is
+        over (see `delete`). None when the events are acknowledged, also when an earlier try has put them there.
         """
 
     async def append(
@@ -138,10 +148,19 @@ class Logs(Protocol):
     async def expire(self, generation_id: str, ttl_ms: int) -> None:
         """Let the log expire that long from now."""
 
-    async def delete(self, generation_id: str, *, run: str, idempotency: str | None, digest: str | None = None) -> bool:
+    async def delete(
+        self,
+        generation_id: str,
+        *,
+        run: str,
+        idempotency: str | None = None,
+        claim: str | None = None,
+        digest: str | None = None,
+    ) -> bool:
         """Remove every trace, bury the run, and tell every node; whether there was a log.
 
-        ``idempotency`` is the key, and ``digest`` that of the call, which may lead to it.
+        ``idempotency`` is the key, and ``digest`` that of the call, which may lead to it. ``claim`` is the token of the
+        claim on that key, which is over then: nothing can be created under it any more.
         """
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
@@ -182,13 +201,13 @@ class Claims(Protocol):
     """What leads to a generation: the keys of callers, and the first tries of calls that come again."""
 
     async def claim(self, key: str, claim: Claim, *, ttl_ms: int) -> Claim:
-        """Bind a key for some time, unless another generation than the one before has it; what it is bound to."""
+        """Bind a key for some time, unless a claim has it that this one does not take over; what it is bound to."""
 
     async def claimed(self, key: str) -> Claim | None:
         """What a key is bound to; None where it is not."""
 
-    async def release(self, key: str, generation_id: str) -> None:
-        """Unbind a key, if it is bound to this generation."""
+    async def release(self, key: str, token: str) -> None:
+        """Unbind a key, if it is bound by the claim with this token."""
 
     async def note_try(self, digest: str, generation_id: str, *, created_ms: int) -> None:
         """Note what a call has started, for its retries; the digest stands for the call and its caller."""

@@ -2,6 +2,7 @@
 --
 -- KEYS[1]  the stream
 -- KEYS[2]  where the request is kept; given when it, or the ttl, is to be set
+-- KEYS[3]  the note that the claim under which a log is created is over; given where there is one
 -- ARGV[1]  the id the log must end with; '' when there must be no log
 -- ARGV[2]  ttl in ms to set, 0 to leave it as it is
 -- ARGV[3]  the sharded pub/sub channel
@@ -10,7 +11,7 @@
 --
 -- Returns 1 when the entries stand at the end of the log: appended now, or before, when the answer got
 -- lost on the way. Otherwise nothing was done, and the log's last id and entry are returned; nothing
--- (an empty list) when there is no log.
+-- (an empty list) when there is no log, and there is to be none.
 
 -- Every entry is compared: somebody else's event may have the same id, and a batch of somebody else's the same end.
 local function stands()
@@ -30,6 +31,9 @@ if (last and last[1] or '') ~= ARGV[1] then
     return 1
   end
   return last and {last[1], last[2][2]} or {}
+end
+if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then
+  return {}
 end
 for i = 5, #ARGV, 2 do
   redis.call('XADD', KEYS[1], ARGV[i], 'e', ARGV[i + 1])

@@ -1,15 +1,14 @@
--- Bind a key, unless it is bound to another generation than the one whose place this claim takes, or by this attempt or a
--- later one; returns what it is bound to.
+-- Bind a key, unless it is bound by another claim than the one that this takes over; returns what it is bound to.
 --
 -- KEYS[1]  the key
 -- ARGV[1]  the claim, as JSON
--- ARGV[2]  its attempt
+-- ARGV[2]  the token of the claim that it takes over; '' for none
 -- ARGV[3]  ttl in ms
 
 local bound = redis.call('GET', KEYS[1])
 if bound then
   local standing = cjson.decode(bound)
-  if (standing.attempt or 0) >= tonumber(ARGV[2]) or standing.id ~= cjson.decode(ARGV[1]).previous then
+  if (standing.token or standing.id) ~= ARGV[2] then
     return bound
   end
 end

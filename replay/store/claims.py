@@ -24,9 +24,9 @@ class ValkeyClaims:
     _reads: Link
 
     async def claim(self, key: str, claim: Claim, *, ttl_ms: int) -> Claim:
-        """Bind a key, unless it is bound to another generation than the one before; what it is bound to."""
+        """Bind a key, unless it is bound by another claim than the one that this takes over; what it is bound to."""
         bound = await self._appends.call(
-            "EVAL", _CLAIM, 1, self._keys.claim(key), _written(claim), claim.attempt, ttl_ms
+            "EVAL", _CLAIM, 1, self._keys.claim(key), _written(claim), claim.after or "", ttl_ms
         )
         return _read(bound)
 
@@ -35,12 +35,12 @@ class ValkeyClaims:
         bound = await self._reads.ask("GET", self._keys.claim(key))
         return None if bound is None else _read(bound)
 
-    async def release(self, key: str, generation_id: str) -> None:
-        """Unbind a key that is bound to a generation."""
-        await self._appends.call(*self._releasing(key, generation_id))
+    async def release(self, key: str, token: str) -> None:
+        """Unbind a key that is bound by a claim."""
+        await self._appends.call(*self._releasing(key, token))
 
-    def _releasing(self, key: str, generation_id: str) -> tuple[str | int, ...]:
-        return "EVAL", _RELEASE, 1, self._keys.claim(key), generation_id
+    def _releasing(self, key: str, token: str) -> tuple[str | int, ...]:
+        return "EVAL", _RELEASE, 1, self._keys.claim(key), token
 
     async def note_try(self, digest: str, generation_id: str, *, created_ms: int) -> None:
         """Note what a call has started."""
@@ -68,11 +68,12 @@ class ValkeyClaims:
 
 
 def _written(claim: Claim) -> bytes:
-    first = {"id": claim.generation_id, "body": claim.fingerprint}
-    later = {"attempt": claim.attempt, "previous": claim.previous}
+    first = {"id": claim.generation_id, "body": claim.fingerprint, "token": claim.token}
+    later = {"attempt": claim.attempt, "previous": claim.previous, "after": claim.after}
     return json.dumps(first | later if claim.attempt else first)
 
 
 def _read(raw: bytes) -> Claim:
     bound = json.loads(raw)
-    return Claim(bound["id"], bound["body"], bound.get("attempt", 0), bound.get("previous"))
+    token = bound.get("token", bound["id"])  # earlier versions had none
+    return Claim(bound["id"], bound["body"], token, bound.get("attempt", 0), bound.get("previous"), bound.get("after"))

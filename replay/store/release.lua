@@ -1,9 +1,12 @@
--- Unbind a key, if it is bound to this generation: another attempt may have it by now.
+-- Unbind a key, if it is bound by this claim: another one, perhaps with the same generation's id, may have it by now.
 --
 -- KEYS[1]  the key
--- ARGV[1]  the generation's id
+-- ARGV[1]  the claim's token
 
 local bound = redis.call('GET', KEYS[1])
-if bound and cjson.decode(bound).id == ARGV[1] then
-  redis.call('DEL', KEYS[1])
+if bound then
+  local standing = cjson.decode(bound)
+  if (standing.token or standing.id) == ARGV[1] then
+    redis.call('DEL', KEYS[1])
+  end
 end

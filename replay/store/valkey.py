@@ -109,13 +109,20 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
     # The log.
 
     async def create(
-        self, generation_id: str, events: Sequence[Event], *, node: str, ttl_ms: int, request: bytes = b""
+        self,
+        generation_id: str,
+        events: Sequence[Event],
+        *,
+        node: str,
+        ttl_ms: int,
+        request: bytes = b"",
+        claim: str | None = None,
     ) -> Refused | None:
         """List a generation and create its log; see Logs."""
         # One connection carries them out in this order.
         _, refused = await asyncio.gather(
             self.register(generation_id, node=node, created_ms=events[0].id.ms),
-            self._append(generation_id, events, after=None, ttl_ms=ttl_ms, request=request),
+            self._append(generation_id, events, after=None, ttl_ms=ttl_ms, request=request, claim=claim),
         )
         return refused
 
@@ -133,8 +140,11 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
         after: EventId | None,
         ttl_ms: int,
         request: bytes = b"",
+        claim: str | None = None,
     ) -> Refused | None:
         log_keys = [self._keys.events(generation_id), self._keys.request(generation_id)][: 2 if ttl_ms else 1]
+        if claim is not None:
+            log_keys.append(self._keys.tombstone(generation_id, claim))
         args: list[str | bytes | int] = [
             len(log_keys),
             *log_keys,
@@ -212,24 +222,37 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
             call("PEXPIRE", self._keys.request(generation_id), ttl_ms),
         )
 
-    async def delete(self, generation_id: str, *, run: str, idempotency: str | None, digest: str | None = None) -> bool:
-        """Remove every trace of a generation but the note that its run is over."""
+    async def delete(
+        self,
+        generation_id: str,
+        *,
+        run: str,
+        idempotency: str | None = None,
+        claim: str | None = None,
+        digest: str | None = None,
+    ) -> bool:
+        """Remove every trace of a generation but the notes that its run and its claim are over."""
         await self._appends.ready()
         call = self._appends.start_call
-        released = [] if idempotency is None else [call(*self._releasing(idempotency, generation_id))]
-        forgotten = [] if digest is None else [call("ZREM", self._keys.tries(digest), generation_id)]
-        _, removed, *_ = await asyncio.gather(
-            call("SET", self._keys.tombstone(generation_id, run), "1", "PX", BURIED_MS),
-            call("DEL", self._keys.events(generation_id)),
+        answers = [
+            call("SET", self._keys.tombstone(generation_id, token), "1", "PX", BURIED_MS)
+            for token in (run, claim)
+            if token is not None
+        ]
+        removed = call("DEL", self._keys.events(generation_id))
+        answers += [
             call("DEL", self._keys.request(generation_id)),
             call("SPUBLISH", self._keys.channel(generation_id), ""),
             call("SPUBLISH", self._keys.deleted, generation_id),
             call("ZREM", self._keys.recent, generation_id),
             call("HDEL", self._keys.live, generation_id),
-            *released,
-            *forgotten,
-        )
-        return bool(removed)
+        ]
+        if idempotency is not None:  # behind the log: whoever binds the key next must not find that
+            answers.append(call(*self._releasing(idempotency, claim or generation_id)))
+        if digest is not None:
+            answers.append(call("ZREM", self._keys.tries(digest), generation_id))
+        await asyncio.gather(removed, *answers)
+        return bool(removed.result())
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
         """Note that a run is over."""

@@ -161,16 +161,9 @@ async def test_id_of_what_the_feed_tells_beside_its_log_is_the_cursor(service: A
     async with EventSourceClient(service.at("/feed", progress="1")) as source:
         live = await source.event("live")
         # when something is told that is not kept
-        if name == "deleted":
-            assert (await service.delete(f"/generations/{doomed}")).status == 204
-        else:
-            upstream.script = None
-            id = (await service.start())["id"]
-            await (await upstream.called()).answer()
-        notice = await source.event(name)
+        async with _happening(name, service, upstream, doomed):
+            notice = await source.event(name)
         assert notice.last_event_id
-        if name == "progress":
-            await service.post(f"/generations/{id}/cancel")
         upstream.script = say("b")
         last = await service.run()
         while (await source.event("ended")).json()["generation_id"] != last:
@@ -183,6 +176,20 @@ async def test_id_of_what_the_feed_tells_beside_its_log_is_the_cursor(service: A
             assert b"event: reset" not in body
             found = [(each.last_event_id, each.data) for each in messages(body) if each.event in LIFE]
             assert found == expected
+
+
+@contextlib.asynccontextmanager
+async def _happening(name: str, service: Api, upstream: Any, doomed: str) -> AsyncIterator[None]:
+    """Let happen what the feed calls so: a generation is deleted, or one is live for as long as this lasts."""
+    if name == "deleted":
+        assert (await service.delete(f"/generations/{doomed}")).status == 204
+        yield
+        return
+    upstream.script = None
+    id = (await service.start())["id"]
+    await (await upstream.called()).answer()
+    yield
+    await service.post(f"/generations/{id}/cancel")
 
 
 async def _read_feed_after(api: Api, cursor: str) -> Answer:
@@ -199,16 +206,9 @@ async def test_what_the_feed_tells_beside_its_log_has_its_id_in_the_block(
     doomed = await service.run()
     async with streaming(service.at("/feed", progress="1")) as stream:
         await stream.until(b"event: live")
-        if name == "deleted":
-            assert (await service.delete(f"/generations/{doomed}")).status == 204
-        else:
-            upstream.script = None
-            id = (await service.start())["id"]
-            await (await upstream.called()).answer()
-        begin = (await stream.until(b"event: " + name.encode())).index(b"event: " + name.encode())
-        body = await stream.until(b"\n\n", after=begin)
-        if name == "progress":
-            await service.post(f"/generations/{id}/cancel")
+        async with _happening(name, service, upstream, doomed):
+            begin = (await stream.until(b"event: " + name.encode())).index(b"event: " + name.encode())
+            body = await stream.until(b"\n\n", after=begin)
     block = body[begin:].partition(b"\n\n")[0]
     assert re.fullmatch(rb"event: \w+\ndata: \{[^\n]+\}\nid: \d+-\d+", block)
 

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import random
 import re
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -393,7 +394,7 @@ async def test_every_key_has_an_expiry_at_every_moment_of_a_life(store, valkey):
     life = [
         lambda: store.attend("node_1", notified=_ignore, deleted=_ignore),
         lambda: store.renew_lease("node_1", 60_000),
-        lambda: store.claim("hash", Claim("g", "1"), ttl_ms=60_000),
+        lambda: store.claim("hash", claim_of("g"), ttl_ms=60_000),
         lambda: store.register("g", node="node_1", created_ms=1000),
         lambda: store.append("g", [start], after=None, ttl_ms=60_000),
         lambda: store.listen("g", Ear()),
@@ -472,12 +473,13 @@ async def test_ends_are_told_in_the_order_asked(store):
 async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
     # given
     name = "gen_to_be_deleted"
-    await store.claim("hash", Claim(name, "1"), ttl_ms=60_000)
+    claim = claim_of(name)
+    await store.claim("hash", claim, ttl_ms=60_000)
     await store.note_try("digest", name, created_ms=1000)
     await store.take_try(name, hold_ms=60_000)
     await store.create(name, batch("s", "ta", "e"), node="node_1", ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
     # when
-    assert await store.delete(name, run="1", idempotency="hash", digest="digest") is True
+    assert await store.delete(name, run="1", idempotency="hash", claim=claim.token, digest="digest") is True
     # then
     async with valkey.client(decode_responses=True) as client:
         for key in await client.keys():
@@ -928,13 +930,19 @@ async def test_ends_of_many_logs_hold_nobody_up(proxied, valkey, valkey_proxy):
 # Idempotency keys.
 
 
+def claim_of(name: str, attempt: int = 0, after: Claim | None = None, *, fingerprint: str = "1") -> Claim:
+    """A claim for the generation of that name, with a token of its own."""
+    previous, token = (None, None) if after is None else (after.generation_id, after.token)
+    return Claim(name, fingerprint, uuid.uuid4().hex, attempt, previous, token)
+
+
 async def test_first_claim_binds_and_every_other_is_told_to_what(store, other):
-    mine, theirs = Claim("a", "1"), Claim("b", "2")
+    mine, theirs = claim_of("a"), claim_of("b", fingerprint="2")
     assert await store.claim("k", mine, ttl_ms=60_000) == mine
     assert await other.claim("k", theirs, ttl_ms=60_000) == mine
     assert await other.claimed("k") == mine
     assert await store.claim("k2", theirs, ttl_ms=60_000) == theirs
-    await other.release("k", "a")
+    await other.release("k", mine.token)
     assert await store.claimed("k") is None
     assert await other.claim("k", theirs, ttl_ms=60_000) == theirs
 
@@ -943,28 +951,32 @@ async def test_of_many_who_claim_one_wins(start_store):
     stores = [await start_store() for _ in range(4)]
     before = None
     for attempt in range(2):
-        claims = [Claim(f"{n}", "1", attempt, before) for n in range(4)]
+        claims = [claim_of(f"{n}", attempt, before) for n in range(4)]
         answers = await asyncio.gather(
             *(store.claim("k", claim, ttl_ms=60_000) for store, claim in zip(stores, claims, strict=True))
         )
         assert len({claim.generation_id for claim in answers}) == 1
         assert {claim.attempt for claim in answers} == {attempt}
-        before = answers[0].generation_id
+        before = answers[0]
 
 
-async def test_attempt_takes_a_claim_over_from_no_generation_but_the_one_before_it(store, other):
-    await store.claim("k", Claim("a", "1"), ttl_ms=60_000)
-    await store.release("k", "a")
-    anew = Claim("b", "1")
+@pytest.mark.parametrize("name", ["b", "a"], ids=["another id", "the same chosen id"])
+async def test_attempt_takes_a_claim_over_from_no_claim_but_the_one_before_it(store, other, name):
+    first = claim_of("a")
+    await store.claim("k", first, ttl_ms=60_000)
+    await store.release("k", first.token)
+    anew = claim_of(name)
     await store.claim("k", anew, ttl_ms=60_000)
-    assert await other.claim("k", Claim("c", "1", 1, "a"), ttl_ms=60_000) == anew
+    assert await other.claim("k", claim_of("c", 1, first), ttl_ms=60_000) == anew
 
 
 async def test_later_attempt_takes_a_claim_over_and_no_earlier_one_takes_it_back(store, other):
-    first, second, third = Claim("a", "1"), Claim("b", "1", 1, "a"), Claim("c", "1", 2, "b")
+    first = claim_of("a")
+    second = claim_of("b", 1, first)
+    third = claim_of("c", 2, second)
     await store.claim("k", first, ttl_ms=60_000)
     assert await other.claim("k", second, ttl_ms=60_000) == second
-    assert await store.claim("k", Claim("x", "1", 1, "a"), ttl_ms=60_000) == second
+    assert await store.claim("k", claim_of("x", 1, first), ttl_ms=60_000) == second
     assert await store.claim("k", third, ttl_ms=60_000) == third
     for late in (first, second):  # as whoever puts back what Valkey has lost does
         assert await other.claim("k", late, ttl_ms=60_000) == third
@@ -972,27 +984,47 @@ async def test_later_attempt_takes_a_claim_over_and_no_earlier_one_takes_it_back
 
 
 async def test_claim_is_released_by_nobody_but_whom_it_leads_to(store, other):
-    await store.claim("k", Claim("b", "1", 1, "a"), ttl_ms=60_000)
-    await other.release("k", "a")
+    first, second = claim_of("a"), claim_of("a")  # a chosen id, twice
+    await store.claim("k", second, ttl_ms=60_000)
+    await other.release("k", first.token)
     await grow(store, "a", "s")
-    await other.delete("a", run="1", idempotency="k")
-    assert await store.claimed("k") == Claim("b", "1", 1, "a")
-    await grow(store, "b", "s")
-    await other.delete("b", run="1", idempotency="k")
+    await other.delete("a", run="1", idempotency="k", claim=first.token)
+    assert await store.claimed("k") == second
+    await grow(store, "a", "s")
+    await other.delete("a", run="2", idempotency="k", claim=second.token)
     assert await store.claimed("k") is None
+
+
+async def test_nothing_is_created_under_a_claim_that_is_over(store, other):
+    first, second = claim_of("a"), claim_of("a")
+    (start,) = batch("s")
+    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=first.token) is None
+    assert await other.create("a", [start], node="n", ttl_ms=60_000, claim=first.token) is None  # a lost answer
+    await other.delete("a", run="1", claim=first.token)
+    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=first.token) == Refused(None)
+    assert await store.last("a") is None
+    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=second.token) is None
 
 
 async def test_claim_of_an_earlier_version_is_a_first_attempt(store, valkey):
     async with valkey.client() as client:
         await client.set("replay:idempotency:k", '{"id":"a","body":"1"}', ex=60)
-    assert await store.claimed("k") == Claim("a", "1")
-    assert await store.claim("k", Claim("b", "1"), ttl_ms=60_000) == Claim("a", "1")
-    assert await store.claim("k", Claim("b", "1", 1, "a"), ttl_ms=60_000) == Claim("b", "1", 1, "a")
+    old = await store.claimed("k")
+    assert old == Claim("a", "1", token="a")
+    assert await store.claim("k", claim_of("b"), ttl_ms=60_000) == old
+    taken_over = claim_of("b", 1, old)
+    assert await store.claim("k", taken_over, ttl_ms=60_000) == taken_over
+    await store.release("k", taken_over.token)
+    async with valkey.client() as client:
+        await client.set("replay:idempotency:k", '{"id":"a","body":"1"}', ex=60)
+    await grow(store, "a", "s")
+    await store.delete("a", run="1", idempotency="k")
+    assert await store.claimed("k") is None
 
 
 async def test_claim_keeps_the_ttl_of_the_first(store, valkey):
-    await store.claim("k", Claim("a", "1"), ttl_ms=50_000)
-    await store.claim("k", Claim("b", "1"), ttl_ms=5_000_000)
+    await store.claim("k", claim_of("a"), ttl_ms=50_000)
+    await store.claim("k", claim_of("b"), ttl_ms=5_000_000)
     async with valkey.client() as client:
         (key,) = await client.keys("*k")
         assert 0 < await client.ttl(key) <= 50

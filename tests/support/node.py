@@ -21,6 +21,7 @@ from support.deadlines import DEADLINE_S, within
 from support.ports import free_port
 from support.processes import Process
 
+_DATA_DIR = "replay-data"  # of a node that is told no other
 _READY = re.compile(r"replay is ready at (http://\S+)")
 _FOREIGN = re.compile(r"REPLAY_|OPENAI_|.*_PROXY$", re.IGNORECASE)  # settings of whoever runs the tests
 
@@ -109,8 +110,8 @@ class Node(Process):
 
     def destroy(self) -> None:
         super().destroy()
-        if "data_dir" in self.settings:
-            _kill_its_valkey(self._directory / self.settings["data_dir"])  # which outlives it, by design
+        if self.settings.get("valkey_url") is None:
+            _kill_its_valkey(self._directory / self.settings.get("data_dir", _DATA_DIR))  # it outlives a kill
         if self._reader is not None:
             self._reader.join(DEADLINE_S)
 

@@ -18,7 +18,7 @@ from replay.config import Settings
 from replay.errors import InvalidRequest
 from replay.http.bodies import Bodies
 from replay.http.start_requests import read_start_request
-from replay.live.starter import StartRequest
+from replay.live.start_request import StartRequest
 
 SETTINGS = Settings(ttl_s=100, max_ttl_s=1000, max_metadata_bytes=100, attach_retries="off")
 USER = [{"role": "user", "content": "Hi"}]
