@@ -25,7 +25,7 @@ The faces, each a group of routes:
     responses.py           /v1/responses
     token_stream.py        /v1/completions/stream
     ops.py                 /healthz, /readyz, /metrics; siblings.py merges those of several workers
-    pages.py               the dashboard and replay.js, in dashboard/
+    pages.py               the dashboard and replay.js, which lie in static/ as they are served
 
 `openai_service.py` is what all faces under /v1 are answered from. A new face that resumes is one file: its routes, how
 its feed is opened, and where in it a reader goes on.

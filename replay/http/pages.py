@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 from aiohttp import web
 
@@ -24,8 +25,7 @@ _HEADERS = {
     # The files name each other without a version: the browser asks each time, and is told that it has them.
     "Cache-Control": "no-cache",
 }
-_INDEX = "index.html"
-_MODULE = "replay.js"
+_FOLDERS = ("replay", "dashboard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class _File:
 
 
 class Pages:
-    """`/`, `/g/{id}`, `/replay.js` and the files they need."""
+    """`/`, `/g/{id}`, `/replay.js` and the files they need, which lie in `static/` as they are served."""
 
     def __init__(self) -> None:
-        folder = resources.files("replay.http").joinpath("dashboard")
+        static = resources.files("replay.http").joinpath("static")
+        self._index = _file(static.joinpath("index.html"))
+        self._module = _file(static.joinpath("replay.js"))
         self._files = {
-            entry.name: _file(entry.read_bytes(), suffix)
-            for entry in folder.iterdir()
-            if (suffix := entry.name.rpartition(".")[2]) in _TYPES
+            (folder, entry.name): _file(entry) for folder in _FOLDERS for entry in static.joinpath(folder).iterdir()
         }
 
     def routes(self) -> list[web.RouteDef]:
@@ -52,31 +52,31 @@ class Pages:
             web.get("/", self.index),
             web.get("/g/{id}", self.index),
             web.get("/replay.js", self.module),
-            web.get("/dashboard/{file}", self.file),
+            web.get(f"/{{folder:{'|'.join(_FOLDERS)}}}/{{file}}", self.file),
         ]
 
     async def index(self, request: web.Request) -> web.Response:
         """The one document; its script looks at the address."""
-        return self._answer(request, _INDEX)
+        return self._answer(request, self._index)
 
     async def module(self, request: web.Request) -> web.Response:
         """The module that pages import."""
-        return self._answer(request, _MODULE)
+        return self._answer(request, self._module)
 
     async def file(self, request: web.Request) -> web.Response:
         """One of the files that come with the package; raises HTTPNotFound for any other name."""
-        name = request.match_info["file"]
-        if name not in self._files or name in (_INDEX, _MODULE):
+        file = self._files.get((request.match_info["folder"], request.match_info["file"]))
+        if file is None:
             raise web.HTTPNotFound
-        return self._answer(request, name)
+        return self._answer(request, file)
 
-    def _answer(self, request: web.Request, name: str) -> web.Response:
-        file = self._files[name]
+    def _answer(self, request: web.Request, file: _File) -> web.Response:
         headers = {**_HEADERS, "ETag": f'"{file.etag}"'}
         if any(known.value in (file.etag, "*") for known in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
         return web.Response(body=file.body, headers={**headers, "Content-Type": file.content_type})
 
 
-def _file(body: bytes, suffix: str) -> _File:
-    return _File(body, _TYPES[suffix], hashlib.sha256(body).hexdigest()[:32])
+def _file(entry: Traversable) -> _File:
+    body = entry.read_bytes()
+    return _File(body, _TYPES[entry.name.rpartition(".")[2]], hashlib.sha256(body).hexdigest()[:32])

@@ -36,9 +36,9 @@
  * @property {number} [every] The least time between two deliveries, in ms; 50 unless told otherwise.
  * @property {string} [base] The node's URL; the one that this module came from unless told otherwise.
  */
-import { Answer } from "./dashboard/answer.js";
-import { Connection } from "./dashboard/connection.js";
-import { Pace } from "./dashboard/pace.js";
+import { Answer } from "./replay/answer.js";
+import { Connection } from "./replay/connection.js";
+import { Pace } from "./replay/pace.js";
 
 export { Answer };
 
