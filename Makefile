@@ -40,6 +40,7 @@ check: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	npm exec --prefix tests/acceptance --package typescript -- tsc -p tests/acceptance
 	$(BIN)/pytest tests/test_architecture.py
 
 # The real browser, proxies and JavaScript clients that the acceptance tests run against.

@@ -13,6 +13,12 @@
  * - It is smooth. Text is handed over at most every `every` ms; a burst is spread over a few frames and is never shown
  *   more than a quarter of a second late. What was said before the page came is handed over at once.
  *
+ * @typedef {import("./replay/answer.js").ToolCall} ToolCall
+ * @typedef {import("./replay/answer.js").Piece} Piece
+ * @typedef {import("./replay/connection.js").Detail} Detail
+ * @typedef {import("./replay/connection.js").Data} Data
+ * @typedef {import("./replay/pace.js").Turn} Turn
+ *
  * @typedef {"connecting" | "catching-up" | "live" | "reconnecting" | "ended" | "lost"} State
  *
  * @typedef {object} Ending How a generation ended, as its `end` event says.
@@ -27,14 +33,14 @@
  * @property {(piece: string, id: string) => void} [onRefusal] More of the model's refusal.
  * @property {(calls: ToolCall[], id: string) => void} [onToolCalls] All tool calls, as far as they have come.
  * @property {(id: string) => void} [onReset] What was shown is void: clear it, everything comes again.
- * @property {(snapshot: object, id: string) => void} [onSnapshot] The transcript that the texts above begin with.
- * @property {(event: object, id: string) => void} [onEvent] Each event, as soon as it is here, exactly once.
- * @property {(state: State, detail: {reason?: string, status?: number} | Ending, id: string) => void} [onState]
+ * @property {(snapshot: Data, id: string) => void} [onSnapshot] The transcript that the texts above begin with.
+ * @property {(event: Data, id: string) => void} [onEvent] Each event, as soon as it is here, exactly once.
+ * @property {(state: State, detail: Detail | Ending, id: string) => void} [onState]
  * @property {(end: Ending, id: string) => void} [onEnd] After the last text.
  * @property {boolean} [snapshot] Begin with one snapshot instead of every past event; true unless told otherwise.
  * @property {string} [after] Begin after this cursor: an event's id; of several generations, an event's `cursor`.
  * @property {number} [every] The least time between two deliveries, in ms; 50 unless told otherwise.
- * @property {string} [base] The node's URL; the one that this module came from unless told otherwise.
+ * @property {string | URL} [base] The node's URL; the one that this module came from unless told otherwise.
  */
 import { Answer } from "./replay/answer.js";
 import { Connection } from "./replay/connection.js";
@@ -44,7 +50,8 @@ export { Answer };
 
 const HERE = new URL(".", import.meta.url);
 const NAMES = ["start", "token", "delta", "end", "snapshot", "live", "reset", "expired"];
-const TOLD = { text: "onText", reasoning: "onReasoning", refusal: "onRefusal", toolCalls: "onToolCalls" };
+/** @type {Record<Piece[0], "onText" | "onReasoning" | "onRefusal" | "onToolCalls">} */
+const CALLBACKS = { text: "onText", reasoning: "onReasoning", refusal: "onRefusal", toolCalls: "onToolCalls" };
 const SPREAD_MS = 200; // ms over which a burst is spread; with a frame or two more, a quarter of a second
 const MOST_AT_ONCE = 100; // generations on one connection; the server takes no more
 
@@ -81,16 +88,17 @@ export function followAll(ids, options = {}) {
  * progress.
  *
  * @param {object} options
- * @param {(change: object) => void} [options.onChange] one change of one generation's life, and its `cursor`
- * @param {(progress: object) => void} [options.onProgress] what one node produces, and who watches there
+ * @param {(change: Data) => void} [options.onChange] one change of one generation's life, and its `cursor`
+ * @param {(progress: Data) => void} [options.onProgress] what one node produces, and who watches there
  * @param {() => void} [options.onReset] changes were missed: load the list again
- * @param {(state: State, detail: object) => void} [options.onState]
- * @param {string} [options.after] the `feed_cursor` of a list; without one the feed begins now
- * @param {string} [options.base]
+ * @param {(state: State, detail: Detail) => void} [options.onState]
+ * @param {string | null} [options.after] the `feed_cursor` of a list; without one the feed begins now
+ * @param {string | URL} [options.base]
  * @returns {() => void} stops following
  */
 export function followActivity({ onChange, onProgress, onReset, onState, after, base = HERE }) {
   const names = ["created", "first_token", "ended", "deleted", "progress", "live", "reset"];
+  /** @type {(name: string, data: Data, cursor: string) => void} */
   const hear = (name, data, cursor) => {
     if (name === "live") onState?.("live", {});
     else if (name === "reset") onReset?.();
@@ -114,6 +122,12 @@ class Follower {
   #connection;
   #base;
 
+  /**
+   * @param {string[]} ids
+   * @param {string} path
+   * @param {Options} options
+   * @param {boolean} alone
+   */
   constructor(ids, path, options, alone) {
     this.#base = options.base ?? HERE;
     const pace = new Pace(options.every ?? 50);
@@ -135,16 +149,26 @@ class Follower {
     for (const story of this.#stories.values()) story.leave();
   }
 
-  /** Returns false where an event is missing before this one. */
+  /**
+   * Returns false where an event is missing before this one.
+   *
+   * @param {string} name
+   * @param {Data} data
+   * @param {string} eventId
+   */
   #hear(name, data, eventId) {
     const [only] = this.#stories.values();
-    const story = this.#stories.get(data.generation_id) ?? only;
+    const story = /** @type {Story} */ (this.#stories.get(data.generation_id) ?? only);
     const taken = story.take(name, data, eventId);
     this.#closeIfAllEnded();
     return taken;
   }
 
-  /** How it ended, where its `end` had been read before the page came. */
+  /**
+   * How it ended, where its `end` had been read before the page came.
+   *
+   * @param {Story} story
+   */
   async #ask(story) {
     try {
       const response = await fetch(new URL(`generations/${encodeURIComponent(story.id)}`, this.#base));
@@ -156,6 +180,7 @@ class Follower {
     this.#closeIfAllEnded();
   }
 
+  /** @param {(story: Story) => void} act */
   #each(act) {
     for (const story of this.#stories.values()) if (!story.over) act(story);
   }
@@ -168,15 +193,24 @@ class Follower {
 /** One generation as far as it has been read and handed over. */
 class Story {
   over = false; // nothing more will come
+  /** @type {(name: string, ...facts: any[]) => void} */
   #tell;
   #pace;
   #alone; // its events' ids are its own, not a cursor over several
   #answer = new Answer();
-  #waiting = []; // [kind, piece, when it came], to be handed over in this order
+  /** @type {[...Piece, number][]} kind, piece, when it came; to be handed over in this order */
+  #waiting = [];
+  /** @type {State | null} */
   #state = null;
   #begun = false; // something has been handed over
   #lastSeq = -1;
 
+  /**
+   * @param {string} id
+   * @param {Options & Record<string, any>} options
+   * @param {Pace} pace
+   * @param {boolean} alone
+   */
   constructor(id, options, pace, alone) {
     this.id = id;
     this.#pace = pace;
@@ -185,8 +219,12 @@ class Story {
     if (options.after && alone) this.#lastSeq = seqOf(options.after);
   }
 
+  /**
+   * @param {State} state
+   * @param {Detail | Ending} [detail]
+   */
   enter(state, detail = {}) {
-    if (state === this.#state && !detail.reason) return;
+    if (state === this.#state && !("reason" in detail && detail.reason)) return;
     this.#state = state;
     this.#tell("onState", state, detail);
   }
@@ -197,12 +235,14 @@ class Story {
     this.#tell = () => {};
   }
 
+  /** @param {Detail} detail */
   lose(detail) {
     this.#handOver(Infinity);
     this.over = true;
     this.enter("lost", detail);
   }
 
+  /** @param {Ending} ending */
   end(ending) {
     this.#handOver(Infinity);
     this.over = true;
@@ -210,6 +250,13 @@ class Story {
     this.#tell("onEnd", ending);
   }
 
+  /**
+   * Returns false where an event is missing before this one.
+   *
+   * @param {string} name
+   * @param {Data} data
+   * @param {string} eventId
+   */
   take(name, data, eventId) {
     if (this.over) return true;
     if (name === "live") this.#catchUp();
@@ -233,6 +280,7 @@ class Story {
     this.#tell("onReset");
   }
 
+  /** @param {Data} snapshot */
   #load(snapshot) {
     if (this.#begun) this.#clear();
     this.#begun = true;
@@ -242,6 +290,10 @@ class Story {
     this.#handOver(Infinity);
   }
 
+  /**
+   * @param {Data} data
+   * @param {string} eventId
+   */
   #add(data, eventId) {
     if (this.#alone) {
       const seq = seqOf(eventId);
@@ -250,13 +302,14 @@ class Story {
       this.#lastSeq = seq;
     }
     this.#begun = true;
-    // Its place is known before anybody is told: whatever a callback throws, it does not come again.
+    // Its seq is known before anybody hears of it: whatever a callback throws, it does not come again.
     this.#wait(this.#answer.add(data));
     this.#tell("onEvent", this.#alone ? { ...data, id: eventId } : { ...data, cursor: eventId });
-    if (data.type === "end") this.end(data);
+    if (data.type === "end") this.end(/** @type {Ending & Data} */ (data));
     return true;
   }
 
+  /** @param {Piece[]} pieces */
   #wait(pieces) {
     if (!pieces.length) return;
     const now = performance.now();
@@ -264,7 +317,11 @@ class Story {
     this.#pace.request(this, (turn) => this.#deliver(turn));
   }
 
-  /** Hand over this turn's share; returns whether something is left. */
+  /**
+   * Hand over this turn's share; returns whether something is left.
+   *
+   * @param {Turn} turn
+   */
   #deliver({ now, every, hidden }) {
     if (!this.#waiting.length) return false;
     const behind = now - this.#waiting[0][2];
@@ -273,6 +330,7 @@ class Story {
     return this.#waiting.length > 0;
   }
 
+  /** @param {number} count */
   #handOver(count) {
     const parts = this.#waiting.splice(0, count);
     for (let start = 0; start < parts.length; ) {
@@ -280,12 +338,13 @@ class Story {
       let stop = start;
       while (stop < parts.length && parts[stop][0] === kind) stop++;
       const pieces = parts.slice(start, stop).map((part) => part[1]);
-      this.#tell(TOLD[kind], kind === "toolCalls" ? this.#answer.toolCalls : pieces.join(""));
+      this.#tell(CALLBACKS[kind], kind === "toolCalls" ? this.#answer.toolCalls : pieces.join(""));
       start = stop;
     }
   }
 }
 
+/** @param {string} eventId */
 function seqOf(eventId) {
   return eventId === "-1" ? -1 : Number(eventId.slice(eventId.indexOf("-") + 1));
 }

@@ -6,6 +6,10 @@
  * @property {?string} id
  * @property {string} name
  * @property {string} arguments what the model wrote for it; JSON once it is whole
+ *
+ * @typedef {[kind: "text" | "reasoning" | "refusal" | "toolCalls", piece: string]} Piece What was added; the calls are
+ *   in `toolCalls`, which have no piece.
+ * @typedef {{[name: string]: any}} Object Whatever an upstream may send.
  */
 export class Answer {
   text = "";
@@ -17,24 +21,35 @@ export class Answer {
   /**
    * Fold one event in.
    *
-   * @returns {[("text" | "reasoning" | "refusal" | "toolCalls"), string][]} what it added, in order
+   * @param {Object} event
+   * @returns {Piece[]} what it added, in order
    */
   add(event) {
-    const choice = event.choices?.find((each) => each && Number(each.index ?? 0) === 0);
+    const choice = event.choices?.find((/** @type {Object} */ each) => each && Number(each.index ?? 0) === 0);
     const added = this.#addDelta(choice?.delta ?? choice?.message ?? {});
     return event.type === "token" ? [...added, this.#grow("text", event.content)] : added;
   }
 
-  /** Fold the message of a snapshot, or of a transcript, in. */
+  /**
+   * Fold the message of a snapshot, or of a transcript, in.
+   *
+   * @param {Object} message
+   * @returns {Piece[]} what it added, in order
+   */
   addMessage(message) {
     const added = this.#addDelta(message);
     const parts = Array.isArray(message.content) ? message.content : [{ text: message.content }];
-    const text = parts.map((part) => part.text ?? "").join("");
+    const text = parts.map((/** @type {Object} */ part) => part.text ?? "").join("");
     return text ? [...added, this.#grow("text", text)] : added;
   }
 
-  /** Everything but the visible text: a token event has that by itself. */
+  /**
+   * Everything but the visible text: a token event has that by itself.
+   *
+   * @param {Object} delta
+   */
   #addDelta(delta) {
+    /** @type {Piece[]} */
     const added = [];
     const reasoning =
       delta.reasoning_content ?? delta.reasoning ?? delta.reasoning_text ?? delta.thinking ?? thoughts(delta.content);
@@ -48,11 +63,20 @@ export class Answer {
     return added;
   }
 
+  /**
+   * @param {"text" | "reasoning" | "refusal"} kind
+   * @param {string} piece
+   * @returns {Piece}
+   */
   #grow(kind, piece) {
     this[kind] += piece;
     return [kind, piece];
   }
 
+  /**
+   * @param {Object} fragment
+   * @param {number} position
+   */
   #addCall(fragment, position) {
     const index = fragment.index ?? position;
     let call = this.toolCalls.find((each) => each.index === index);
@@ -69,7 +93,11 @@ export class Answer {
   }
 }
 
-/** The thoughts in a content that is a list of parts; some servers give them a list of their own. */
+/**
+ * The thoughts in a content that is a list of parts; some servers give them a list of their own.
+ *
+ * @param {any} content
+ */
 function thoughts(content) {
   if (!Array.isArray(content)) return "";
   const thinking = content.flatMap((part) => part?.thinking ?? []);

@@ -5,6 +5,16 @@
  * - an answer that is no event stream (a proxy's 502, our 404) ends it for good, and it does not say which it was;
  * - a connection that died without a word looks open for ever; keep-alives are comments, which nobody is shown;
  * - a page that wakes up should not wait for a timer.
+ *
+ * @typedef {{[name: string]: any}} Data What an event carries.
+ * @typedef {{reason?: string, status?: number}} Detail Why it is so, as far as that is known.
+ *
+ * @typedef {object} Listener
+ * @property {(name: string, data: Data, cursor: string) => (boolean | void)} hear false: an event is missing before this
+ *   one, which is not taken
+ * @property {(state: "catching-up" | "reconnecting", detail: Detail) => void} change
+ * @property {(detail: Detail) => void} refuse for good
+ * @property {() => void} over there is nothing after the cursor, and never will be
  */
 
 const SILENCE_MS = 45_000; // three keep-alives missed; asking again costs one request, and nothing is sent twice
@@ -16,6 +26,7 @@ const TEMPORARY = new Set([408, 425, 429]); // and everything from 500 on
 const AWAY = "The node cannot be reached.";
 const NO_ANSWER = "No answer yet. A browser opens only six connections to one host: other tabs may hold them.";
 
+/** @type {[EventTarget | undefined, string][]} */
 const WAKING = [
   [globalThis.window, "online"],
   [globalThis.window, "pageshow"],
@@ -26,25 +37,24 @@ export class Connection {
   #url;
   #names;
   #listener;
+  /** @type {string | null} */
   #cursor = null;
+  /** @type {EventSource | null} */
   #source = null;
   #closed = false;
   #failures = 0;
   #quiet = false; // opened anew though nothing was known to be wrong: nobody needs to be told
   #since = 0; // when the source was made, or said something
-  #retry = 0;
-  #watch = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #retry;
+  /** @type {ReturnType<typeof setInterval> | undefined} */
+  #watch;
   #wake = () => this.#wakeUp();
 
   /**
    * @param {URL} url
    * @param {string[]} names of the events to listen to
-   * @param {object} listener
-   * @param {(name: string, data: object, cursor: string) => (boolean | void)} listener.hear false: an event is missing
-   *   before this one, which is not taken
-   * @param {(state: string, detail: object) => void} listener.change the connection is catching up, or reconnecting
-   * @param {(detail: {status: number, reason: string}) => void} listener.refuse for good
-   * @param {() => void} listener.over there is nothing after the cursor, and never will be
+   * @param {Listener} listener
    */
   constructor(url, names, listener) {
     this.#url = url;
@@ -52,6 +62,7 @@ export class Connection {
     this.#listener = listener;
   }
 
+  /** @param {string | null} [cursor] */
   open(cursor = null) {
     this.#cursor = cursor;
     this.#watch = setInterval(() => this.#look(), WATCH_MS);
@@ -87,12 +98,18 @@ export class Connection {
     }
   }
 
+  /** @param {EventSource} source */
   #opened(source) {
     if (this.#closed || source !== this.#source) return;
     this.#since = Date.now();
     if (!this.#quiet) this.#listener.change("catching-up", {});
   }
 
+  /**
+   * @param {EventSource} source
+   * @param {string} name
+   * @param {MessageEvent} event
+   */
   #hear(source, name, event) {
     if (this.#closed || source !== this.#source) return;
     this.#since = Date.now();
@@ -106,6 +123,7 @@ export class Connection {
     }
   }
 
+  /** @param {EventSource} source */
   #fail(source) {
     if (this.#closed || source !== this.#source) return;
     this.#since = Date.now();
@@ -133,15 +151,20 @@ export class Connection {
     }
   }
 
+  /**
+   * @param {number} status
+   * @param {string} reason
+   */
   #refuse(status, reason) {
     if (this.#closed) return;
     this.close();
     this.#listener.refuse({ status, reason });
   }
 
+  /** @param {string} reason */
   #comeBack(reason) {
     if (this.#closed) return;
-    this.#source.close();
+    this.#source?.close();
     this.#quiet = false;
     this.#listener.change("reconnecting", { reason });
     // Spread, so that a thousand pages do not come back in the same moment.
@@ -152,7 +175,7 @@ export class Connection {
 
   #look() {
     const silent = Date.now() - this.#since;
-    const state = this.#source.readyState;
+    const state = this.#source?.readyState;
     if (state === EventSource.OPEN && silent > SILENCE_MS) this.#connectQuietly();
     else if (state === EventSource.CONNECTING && silent >= WATCH_MS) {
       this.#quiet = false;
@@ -163,7 +186,7 @@ export class Connection {
 
   #wakeUp() {
     if (globalThis.document?.hidden) return;
-    if (this.#source.readyState !== EventSource.OPEN) this.#connect();
+    if (this.#source?.readyState !== EventSource.OPEN) this.#connect();
     else if (Date.now() - this.#since > ASLEEP_MS) this.#connectQuietly();
   }
 
@@ -173,7 +196,11 @@ export class Connection {
   }
 }
 
-/** The sentence of a problem document, or none. */
+/**
+ * The sentence of a problem document, or none.
+ *
+ * @param {Response} response
+ */
 async function reasonIn(response) {
   try {
     return (await response.json()).detail;

@@ -2,20 +2,29 @@
  * Turns at a steady pace: at most one every so many ms, in an animation frame where somebody looks.
  *
  * However fast tokens come, the page is changed only in a turn.
+ *
+ * @typedef {{now: number, every: number, hidden: boolean}} Turn ms, and whether nobody looks
  */
 const LONGEST_FRAME_MS = 100; // a page that is hidden meanwhile is given no frame at all
 
 export class Pace {
   #every;
   #last = -Infinity;
-  #waiting = new Map(); // who asked -> what is called
+  /** @type {Map<object, (turn: Turn) => boolean>} who asked -> what is called */
+  #waiting = new Map();
   #due = false;
 
+  /** @param {number} every ms */
   constructor(every) {
     this.#every = every;
   }
 
-  /** Call `act` in the next turn, and in every further one while it returns true. */
+  /**
+   * Call `act` in the next turn, and in every further one while it returns true.
+   *
+   * @param {object} who
+   * @param {(turn: Turn) => boolean} act
+   */
   request(who, act) {
     this.#waiting.set(who, act);
     if (this.#due) return;
