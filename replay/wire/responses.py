@@ -69,13 +69,16 @@ class Responses:
         created = [{"type": "response.created", "response": self._queued}]
         return self._numbered(created) if self._queued["background"] else []
 
-    def add(self, chunk: Object) -> list[Object]:
-        """The events that a further entry of the log gives; none where it cannot be understood."""
+    def add(self, chunk: Object, at: int | None = None) -> list[Object]:
+        """The events that a further entry of the log gives; none where it cannot be understood.
+
+        ``at`` is when it came, unix seconds.
+        """
         if self._source is None and _is_event(chunk):
             self._source = _FromEvents(self._queued, self._ours)
         elif self._source is None and "choices" in chunk:
             self._source = _FromChunks(self._queued, self._names)
-        return self._numbered(self._source.add(chunk)) if self._source else []
+        return self._numbered(self._source.add(chunk, at)) if self._source else []
 
     def end(self, status: str, error: Object | None, ended_at: int) -> list[Object]:
         """The events of the end: of what is still open, and the last one where the upstream sent none.
@@ -145,7 +148,7 @@ class _FromEvents:
         in_order = sorted(items, key=lambda whose: whose if isinstance(whose, int) else len(items))
         return [items[whose] for whose in in_order]
 
-    def add(self, event: Object) -> list[Object]:
+    def add(self, event: Object, at: int | None) -> list[Object]:
         if not _is_event(event):
             return []
         if isinstance(event.get("response"), dict):
@@ -155,10 +158,16 @@ class _FromEvents:
         self._keep(event)
         if event["type"] in LAST:
             self._response["status"] = outcome_of(event)
+            self._complete(at)
             event = self._with_output(event)
         if event["type"] in (*LAST, "error"):
             self._last = event["type"]
         return [event]
+
+    def _complete(self, at: int | None) -> None:
+        """Say when it was completed, where its server has not: some leave that out."""
+        if self._response["status"] == "completed" and not self._response["completed_at"]:
+            self._response["completed_at"] = at
 
     def _with_output(self, event: Object) -> Object:
         """The last event with the items that were told, where a server has left them out there."""
@@ -187,8 +196,7 @@ class _FromEvents:
         outcome = _outcome(status, error, ended_at)
         if self._last in LAST:
             self._response["error"] = self._response["error"] or outcome.get("error")  # it may stand beside it
-            if self._response["status"] == "completed" and not self._response["completed_at"]:
-                self._response["completed_at"] = ended_at
+            self._complete(ended_at)
             return []
         self._response |= outcome
         self._items = {whose: _ended(item, "incomplete") for whose, item in self._items.items()}
@@ -208,7 +216,7 @@ class _FromChunks:
     def response(self) -> Object:
         return self._response | {"output": self._output.shown}
 
-    def add(self, chunk: Object) -> list[Object]:
+    def add(self, chunk: Object, at: int | None) -> list[Object]:
         if isinstance(chunk.get("model"), str) and chunk["model"]:  # some servers leave it empty at first
             self._response["model"] = chunk["model"]
         events = self._begin()

@@ -66,7 +66,7 @@ class ResponseView:
         chunk = json.loads(chunk_of(event.entry, recording.template(event.id.seq)))
         if self.translated is None:
             self.translated = dialect_of(chunk) is not DIALECT
-        return self._responses.add(chunk)
+        return self._responses.add(chunk, event.id.ms // 1000)
 
 
 def _encode(recording: Recording, start: int, stop: int) -> bytes:

@@ -766,6 +766,15 @@ def test_response_in_the_foreground_waits_for_the_upstream():
     assert fresh().start() == []
 
 
+def test_response_that_is_completed_stays_as_it_is_though_its_log_ends_later():
+    responses = fresh()
+    responses.add({"type": "response.completed", "response": {"status": "completed", "output": []}}, ENDED - 3)
+    completed = responses.response
+    responses.end("completed", None, ENDED)
+    assert responses.response == completed
+    assert completed["completed_at"] == ENDED - 3
+
+
 def test_times_are_whole_seconds_whatever_the_upstream_sends():
     responses = fresh()
     times = {"created_at": 1795238425.75, "completed_at": 1795238426.5}
