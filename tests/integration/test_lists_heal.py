@@ -170,11 +170,15 @@ async def test_a_node_that_lives_is_not_taken_for_dead_when_valkey_loses_all_lea
 
         # when all leases are lost without a connection being cut, again and again
         async with valkey.client() as client:
+
+            async def leases() -> list[bytes]:
+                return [key async for key in client.scan_iter("replay:node:*")]
+
             for turn in range(3):
-                leases = [key async for key in client.scan_iter("replay:node:*")]
-                await client.execute_command(*(["FLUSHALL"] if loss == "FLUSHALL" else ["DEL", *leases]))
+                written = await eventually("the leases", leases, lambda keys: len(keys) == 2)
+                await client.execute_command(*(["FLUSHALL"] if loss == "FLUSHALL" else ["DEL", *written]))
                 await call.say(f"{turn} ")
-                await asyncio.sleep(1.5)
+            await eventually("the leases", leases, lambda keys: len(keys) == 2)
 
         # then nothing is ended for it
         await call.finish()
