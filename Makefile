@@ -36,11 +36,11 @@ $(VENV)/.dev: $(VENV)/.installed deploy/requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-dev.lock
 	@touch $@
 
-check: dev
+check: dev programs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	npm exec --prefix tests/acceptance --package typescript -- tsc -p tests/acceptance
+	tests/acceptance/node_modules/.bin/tsc -p tests/acceptance
 	$(BIN)/pytest tests/test_architecture.py
 
 # The real browser, proxies and JavaScript clients that the acceptance tests run against.
