@@ -5,13 +5,13 @@
 | `replay:{<id>}:events` | stream | the generation, whole; one field `e` per entry |
 | `replay:{<id>}:request` | string, JSON | what the upstream was asked; expires with the log |
 | `replay:{<id>}` | sharded channel | each acknowledged batch: id NUL entry NUL id NUL entry …; empty: deleted |
-| `replay:{:feed}:events` | stream | the life of all generations: what was created, spoke first, ended; one field `e` |
-| `replay:{:progress}` | sharded channel | how far each node's live generations are, and who watches there |
+| `replay:{:feed}:events` | stream | what becomes of all generations: what was created, spoke first, ended; one field `e` |
+| `replay:{:progress}` | sharded channel | how far each node's live generations are, and who follows them there |
 | `replay:live` | hash id -> node | where to look for orphans; may say too much, never too little |
 | `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |
 | `replay:nodes` | sorted set node by unix ms of its last lease | who to ask about |
 | `replay:node:<node>` | string with the lease as ttl | this node is alive |
-| `replay:node:<node>:watching` | hash id -> readers, same ttl | who reads what on that node |
+| `replay:node:<node>:watching` | hash id -> subscribers, same ttl | who follows what on that node |
 | `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
 | `replay:idempotency:<hash>` | string, JSON | what a key was used for |
 | `replay:tries:<digest>` | sorted set id by ms | what a call has started and is live, for its retries |
