@@ -41,7 +41,7 @@ def _setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a node is told; see the README for the same as a table."""
+    """What a node is told; deploy/README.md lists them with the same words."""
 
     host: str = _setting(
         "127.0.0.1",
@@ -166,10 +166,10 @@ class Settings:
     )
     retry_ms: int = _setting(1000, "what `retry:` tells an EventSource to wait before it comes back", least=0)
     write_buffer_bytes: int = _setting(
-        64 << 10, "what may wait in the node for one reader before the reader counts as slow", least=1024
+        64 << 10, "what may wait in the node for one subscriber before it counts as slow", least=1024
     )
     write_deadline_s: float = _setting(
-        30.0, "seconds a slow reader may take for that buffer before it is cut", least=0.001
+        30.0, "seconds a slow subscriber may take for that buffer before it is cut", least=0.001
     )
 
     lease_s: float = _setting(
@@ -187,7 +187,7 @@ class Settings:
 
     drain_grace_s: float = _setting(20.0, "seconds own generations get to finish after SIGTERM", least=0)
     drain_spread_s: float = _setting(
-        3.0, "seconds over which readers are released, so that they do not return at once", least=0
+        3.0, "seconds over which subscribers are released, so that they do not return at once", least=0
     )
 
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR", choices=("DEBUG", "INFO", "WARNING", "ERROR"))

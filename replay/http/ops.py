@@ -88,8 +88,8 @@ class _NodeCollector(Collector):
             ("replay_generations_started", "Generations started here", counters.started),
             ("replay_tokens_recorded", "Tokens recorded here", counters.tokens),
             ("replay_events_recorded", "Upstream chunks recorded here, tokens included", counters.events),
-            ("replay_catch_ups", "Readers that had been behind and had caught up", counters.catch_ups),
-            ("replay_slow_reader_aborts", "Readers cut because they took nothing for too long", counters.slow_aborts),
+            ("replay_catch_ups", "Subscribers that had been behind and had caught up", counters.catch_ups),
+            ("replay_slow_reader_aborts", "Subscribers cut for taking nothing for too long", counters.slow_aborts),
             ("replay_healed_events", "Events appended again after Valkey had lost them", counters.healed),
             ("replay_orphans_ended", "Generations ended whose node was gone", counters.orphans_ended),
             ("replay_valkey_connects", "Connections made to Valkey", self._store.connects),
@@ -99,7 +99,7 @@ class _NodeCollector(Collector):
             ended.add_metric([status], count)
         yield ended
         yield GaugeMetricFamily("replay_generations_live", "Generations produced here now", len(self._producers))
-        yield GaugeMetricFamily("replay_subscribers", "Readers connected here now", len(self._hub.subscribers))
+        yield GaugeMetricFamily("replay_subscribers", "Subscribers connected here now", len(self._hub.subscribers))
         yield GaugeMetricFamily("replay_feeds", "Generations held in memory", len(self._hub))
         yield GaugeMetricFamily("replay_feed_bytes", "Their size", self._hub.size)
         yield GaugeMetricFamily("replay_valkey_connections", "Connections to Valkey now", self._store.connections)

@@ -31,7 +31,7 @@ _PERMANENT = frozenset((GenerationExists.code, LimitExceeded.code, Abandoned.cod
 
 
 def problem(status: int, title: str, detail: str, code: str) -> web.Response:
-    """A problem document; `code` is one of those the README lists."""
+    """A problem document; `code` is one of those that README.md, beside this, lists."""
     document = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
     return web.Response(status=status, body=json.dumps(document), content_type="application/problem+json")
 

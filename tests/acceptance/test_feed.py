@@ -1,4 +1,4 @@
-"""`GET /feed`: the life of all generations, as one log that every node writes and anybody may follow."""
+"""`GET /feed`: the activity of all generations, as one log that every node writes and anybody may follow."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TABLES = {
     for table in module.TABLES
 } | {"storage": (lambda _: storage.main(), None, None)}
 # Those that `--quick` has when none is named.
-QUICK = ("crowd", "room", "recording", "readers", "idle_memory", "idle_cached", "late_joiners", "storms", "storage")
+QUICK = ("crowd", "room", "recording", "few_each", "idle_memory", "idle_cached", "late_joiners", "storms", "storage")
 
 
 async def main() -> None:

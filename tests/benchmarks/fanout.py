@@ -1,4 +1,4 @@
-"""One generation, many readers: what a delivered event costs, how late it is, and how many a core delivers.
+"""One generation, many subscribers: what a delivered event costs, how late it is, and how many a core delivers.
 
     python -m tests.benchmarks [--quick] crowd room growth ceilings
 

@@ -1,6 +1,6 @@
-"""Many generations: what recording a token costs, and what its readers add, here and on another node.
+"""Many generations: what recording a token costs, and what its subscribers add, here and on another node.
 
-    python -m tests.benchmarks [--quick] recording readers parts following commands
+    python -m tests.benchmarks [--quick] recording few_each parts following commands
 
 The whole service, as in `fanout.py`: a model server is read, a real Valkey keeps everything. "A token" is a chunk of
 the model server's. CPU is that of the named process, by its scheduler's clock; a mark is what the figure should keep.
@@ -40,7 +40,7 @@ class Size:
 
     repeats: int
     seconds: float  # of each measurement
-    alone: Sequence[int]  # generations without readers
+    alone: Sequence[int]  # generations without subscribers
     read: Sequence[tuple[int, int]]  # generations, and subscribers of each
     followed: Sequence[int]  # generations that are read on another node
     followed_per_second: int  # tokens of all of them
@@ -259,7 +259,7 @@ def _add(port: int, pipelines: Iterator[bytes], length: int, per_second: float, 
     return added
 
 
-# Many generations, few readers.
+# Many generations, few subscribers.
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _check(end: LoadEnd, *, tokens: int) -> None:
         )
 
 
-async def readers(size: Size) -> None:
+async def few_each(size: Size) -> None:
     """What it costs to record and to deliver, all included."""
     rows = []
     for generations, subscribers in size.read:
@@ -332,7 +332,7 @@ async def readers(size: Size) -> None:
         "node, µs a delivered event", "Valkey, µs a token", "p50 ms", "p99 ms",
     )  # fmt: skip
     shown(
-        f"Many generations at {PER_SECOND} events/s, few readers: read from the model server, recorded and delivered; "
+        f"Many generations at {PER_SECOND} events/s, few subscribers: read from the model, recorded and delivered; "
         "every subscriber had every event once and in order; mark: 100 % in time on one core",
         head,
         rows,
@@ -429,20 +429,20 @@ async def parts(size: Size) -> None:
 
 @dataclass(frozen=True)
 class Followed:
-    """The same generations without readers, and then with one each on the other node."""
+    """The same generations without subscribers, and then with one each on the other node."""
 
     without: Window
-    with_readers: Window
-    p99_us: float  # from the model server's write to the reader
+    with_subscribers: Window
+    p99_us: float  # from the model server's write to the subscriber
     arrived: float  # share
 
     def extra_us(self, process: str) -> float:
-        """What the readers add to a token, in CPU microseconds."""
-        return self.with_readers.us(process) - self.without.us(process)
+        """What the subscribers add to a token, in CPU microseconds."""
+        return self.with_subscribers.us(process) - self.without.us(process)
 
     def extra_a_second(self, count: str) -> float:
-        """What the readers add in a second."""
-        return self.with_readers.a_second(count) - self.without.a_second(count)
+        """What the subscribers add in a second."""
+        return self.with_subscribers.a_second(count) - self.without.a_second(count)
 
 
 _CONNECTING_S = 60.0  # the most that may take
@@ -477,7 +477,7 @@ async def followed(generations: int, size: Size) -> Followed:
             latencies = await asyncio.gather(*(load.latency() for load in loads))
             ends = await asyncio.gather(*(load.stop() for load in loads))
         if any(end.holes or end.doubles or end.reorders or end.closed or end.reset for end in ends):
-            raise RuntimeError(f"a reader on the other node lacks something, or was cut: {ends}")
+            raise RuntimeError(f"a subscriber on the other node lacks something, or was cut: {ends}")
         arrived = sum(mark.events for mark in after) - sum(mark.events for mark in before)
         expected = size.followed_per_second * (after[0].at_s - before[0].at_s)
         return Followed(without, measured, max(each.p99_us for each in latencies), arrived / expected)
@@ -490,7 +490,7 @@ def _following_load(side: Replay, requests: Sequence[bytes]) -> Load:
 
 
 async def following(size: Size) -> None:
-    """What a reader on another node costs, by how many generations are followed at the same total rate."""
+    """What a subscriber on another node costs, by how many generations are followed at the same total rate."""
     tokens, seconds = [], []
     for generations in size.followed:
         runs = [await followed(generations, size)]  # once: half a minute each
@@ -510,20 +510,20 @@ async def following(size: Size) -> None:
             *(
                 median("{:.1f}", (getattr(run, when).ms_a_second(process) for run in runs))
                 for process in ("valkey", "node", "follower")
-                for when in ("without", "with_readers")
+                for when in ("without", "with_subscribers")
             ),
             median("{:.0f}", (run.without.a_second("sent") - run.without.a_second("recorded") for run in runs)),
             median("{:+.0f}", (run.extra_a_second("sent") for run in runs)),
         ])  # fmt: skip
-    what = f"Following on a second node: one reader there for each generation, {size.followed_per_second} tokens/s"
+    what = f"Following on a second node: one subscriber there for each generation, {size.followed_per_second} tokens/s"
     head = (
-        "generations", "events/s of each", "arrived in time", "Valkey without readers, µs a token", "readers add",
-        "follower: readers add, µs a token", "producer without readers, µs a token", "readers add", "p99 ms",
+        "generations", "events/s of each", "arrived in time", "Valkey without subscribers, µs a token", "they add",
+        "follower: they add, µs a token", "producer without subscribers, µs a token", "they add", "p99 ms",
     )  # fmt: skip
-    shown(f"{what} in all; mark: what readers add to a token does not grow with the generations", head, tokens)
+    shown(f"{what} in all; mark: what subscribers add to a token does not grow with the generations", head, tokens)
     head = (
-        "generations", "Valkey, ms a second", "with readers", "producer", "with readers", "follower", "with readers",
-        "commands/s beside one a token", "readers add",
+        "generations", "Valkey, ms a second", "with them", "producer", "with them", "follower", "with them",
+        "commands/s beside one a token", "they add",
     )  # fmt: skip
     shown(f"{what} in all, by the second: what is done whether or not a token comes; no mark", head, seconds)
 
@@ -576,4 +576,4 @@ async def commands(size: Size) -> None:
     )
 
 
-TABLES = (recording, readers, parts, following, commands)
+TABLES = (recording, few_each, parts, following, commands)

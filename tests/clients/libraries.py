@@ -1,7 +1,8 @@
 """The libraries for server-sent events that `make clients` tries, each with the program that uses it.
 
-A program is given the library's name and a URL. It reads the generation to its end with the lines that the README
-gives for the library, prints every event that the library shows as a line of JSON, `[id, event, data]`, and exits.
+A program is given the library's name and a URL. It reads the generation to its end with the lines that
+replay/http/README.md gives for the library, prints every event that the library shows as a line of JSON,
+`[id, event, data]`, and exits.
 """
 
 from __future__ import annotations

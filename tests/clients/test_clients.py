@@ -1,4 +1,4 @@
-"""Other people's libraries read a generation through cuts, with the lines that the README gives for each.
+"""Other people's libraries read a generation through cuts, with the lines that replay/http/README.md gives for each.
 
 Every library meets the same things: cuts in a silence, when the last thing that it saw was `live`; ends in the middle
 of an event; a past that is cut while it comes; resets; texts with everything that ends a line somewhere.

@@ -1,16 +1,16 @@
-"""The user that a node is in Valkey: the rights that the README names are enough, and a node that lacks one says so."""
+"""The user that a node is in Valkey: the documented rights are enough, and a node that lacks one says so."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.deadlines import eventually
 from support.logs import assert_whole, expiries
+from support.pages import read
 from support.upstream import say
 from support.valkey import ValkeyServer
 
@@ -18,8 +18,7 @@ from replay.errors import StoreRefused
 from replay.store.rehearsal import rehearse
 from replay.store.valkey import ValkeyStore
 
-README = Path(__file__).parents[2] / "README.md"
-_, RULES = re.search(r"ACL SETUSER replay on >(\w+) ([^`]+)\n```", README.read_text()).groups()  # type: ignore[union-attr]
+_, RULES = re.search(r"ACL SETUSER replay on >(\w+) ([^`]+)\n```", read("deploy/README.md")).groups()  # type: ignore[union-attr]
 RIGHTS = RULES.split()
 COMMANDS = [right for right in RIGHTS if right.startswith("+")]
 # Without these there is no connection at all; and none is asked for where the URL names no database.
@@ -48,7 +47,7 @@ async def connect(valkey) -> AsyncIterator:
         await store.stop()
 
 
-async def test_the_rights_that_the_readme_names_are_enough(make_node, valkey, upstream):
+async def test_the_rights_that_are_documented_are_enough(make_node, valkey, upstream):
     # given two nodes with no other rights
     url = await user(valkey, *RIGHTS)
     here, there = await make_node(valkey_url=url), await make_node(valkey_url=url)

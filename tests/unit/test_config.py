@@ -8,12 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from support.pages import PAGES, read
 
 from replay import config
 from replay.config import Settings, flag, load, variable
 from replay.errors import InvalidSetting
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = "deploy/README.md"
 SETTINGS = fields(Settings)
 PUBLIC = [setting for setting in SETTINGS if not setting.metadata["secret"]]
 EXAMPLES = {"allowed_hosts": "replay.example", "cors_origins": "https://app.example"}
@@ -199,20 +200,21 @@ def test_long_numbers_are_also_said_as_people_say_them(name, words):
     assert config.in_words(setting) == words
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
-def test_readme_names_every_setting(setting):
-    text = README.read_text()
-    assert re.search(rf"(?<![\w-]){variable(setting)}(?!\w)", text)
-    if setting in PUBLIC:
-        assert re.search(rf"(?<![\w-]){flag(setting)}(?![\w-])", text)
-
-
-def test_readme_names_no_setting_that_does_not_exist():
-    named = set(re.findall(r"\bREPLAY_[A-Z][A-Z_]*[A-Z]\b", README.read_text()))
-    assert named - {"REPLAY_URL"} <= {variable(setting) for setting in SETTINGS}  # which the clients read
-
-
 @pytest.mark.parametrize("setting", PUBLIC, ids=by_name)
-def test_readme_tells_the_default(setting):
-    (row,) = [line for line in README.read_text().splitlines() if line.startswith(f"| `{flag(setting)}` |")]
-    assert setting.default in (None, ()) or f"| `{setting.default}` |" in row
+def test_page_for_operators_says_of_every_setting_what_its_help_says(setting):
+    default = "" if setting.default in (None, ()) else f", default `{setting.default}`"
+    entry = f"- `{flag(setting)}` (`{variable(setting)}`{default}): {setting.metadata['help']}"
+    listed = re.findall(r"^- .*(?:\n  .*)*", read(PAGE), re.MULTILINE)
+    assert entry in [" ".join(each.split()) for each in listed]
+
+
+@pytest.mark.parametrize("setting", [each for each in SETTINGS if each not in PUBLIC], ids=by_name)
+def test_page_for_operators_names_every_secret(setting):
+    assert f"\n- `{variable(setting)}` (no flag" in read(PAGE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_names_no_setting_that_does_not_exist(page):
+    text = read(page)
+    variables = set(re.findall(r"\bREPLAY_[A-Z][A-Z_]*[A-Z]\b", text))
+    assert variables - {"REPLAY_URL"} <= {variable(setting) for setting in SETTINGS}  # which the clients read

@@ -1,4 +1,4 @@
-// Streams that POSTs feed, with viewers who join by resumeExistingStream, as the README of resumable-stream has it.
+// Streams that POSTs feed, with subscribers who join by resumeExistingStream, as the README of resumable-stream has it.
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { text } from "node:stream/consumers";
