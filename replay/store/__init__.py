@@ -6,6 +6,14 @@ means: in the primary's memory, unless the server is set to more (`appendfsync a
 Every call raises StoreUnavailable when the store does not answer in time, and its subclass StoreRefused
 when it answers but will not do it. After either, an append may or may not have happened; the same append
 again tells.
+
+    valkey.py         ValkeyStore: the port on one Valkey, and its logs
+      lists.py, claims.py, leases.py, channels.py    the other parts of the port
+      keys.py         the names of all keys, and what stands in them
+      append.lua      the one way into a log; erase.lua, claim.lua, release.lua, forget.lua: what else has to be atomic
+      connection.py   Link: a connection that is made again; resp.py: what is said on it
+    rehearsal.py      whether Valkey lets this node do all that it needs
+    embedded.py       the Valkey server that comes with the package, as embedded.conf has it
 """
 
 from __future__ import annotations

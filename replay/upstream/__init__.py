@@ -1,4 +1,10 @@
-"""The upstream port: whatever generates."""
+"""The upstream port: whatever generates.
+
+table.py          UpstreamTable: several upstreams, told apart by the model
+openai.py         OpenAIUpstream: any OpenAI-compatible server
+  transport.py    HTTP to one of them; retries.py: whether a call is made again; body.py: reads the answer
+demo.py           DemoUpstream: a recording that comes with the package
+"""
 
 from __future__ import annotations
 
