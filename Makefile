@@ -3,6 +3,7 @@
 # make test-slow   those that take long
 # make clients     what other people have written, in several languages, behind cuts
 # make check       lint, types, architecture
+# make walk        the way of one token and of one Last-Event-ID through the package, told from a run
 # make bench       what it costs and how fast it is, beside others; bench-quick takes three minutes instead of twenty
 # make lock        pin the newest versions that pyproject.toml allows
 
@@ -13,7 +14,7 @@ UV_LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-header --no-annotate --extra server pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev check programs test test-slow clients bench bench-quick bench-gateway lock clean
+.PHONY: help run install dev check walk programs test test-slow clients bench bench-quick bench-gateway lock clean
 
 help:
 	@sed -n '/^# /!q;s/^# //p' Makefile
@@ -42,6 +43,9 @@ check: dev programs
 	$(BIN)/mypy
 	tests/acceptance/node_modules/.bin/tsc -p tests/acceptance
 	$(BIN)/pytest tests/test_architecture.py
+
+walk: dev
+	$(BIN)/python -m tests.walk
 
 # The real browser, proxies and JavaScript clients that the acceptance tests run against.
 programs:

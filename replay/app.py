@@ -85,91 +85,86 @@ class App:
             raise
 
     async def _start(self) -> str:
-        settings, parts = self.settings, self._parts
-        origins = Origins(settings)
-        alone = settings.valkey_url is None
-        url = settings.valkey_url or await self._start_embedded()
-        store = ValkeyStore(url, timeout_s=settings.store_timeout_s, key_prefix=settings.key_prefix)
-        await store.start(_CONNECT_PATIENCE_S)
-        parts.push_async_callback(store.stop)
-        if not alone:
-            await rehearse(store)
-
-        upstream = build_upstream(settings)
-        parts.push_async_callback(upstream.close)
-        counters = Counters()
-        patience_s = max(2 * settings.lease_s, _REPAIRED_WITHIN_S)
-        self.hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=patience_s)
-        parts.push_async_callback(self.hub.stop)
-        activity = Activity(store, patience_s=patience_s)
-        activity.start()
-        parts.push_async_callback(activity.stop)
-        tasks = Tasks()
-        reporter = ActivityReporter(store, activity, tasks)
-        redaction = Redaction(config.secrets(settings))
-        self.producers = Producers(store, self.hub, reporter, upstream, settings, counters, tasks, redaction=redaction)
-        keeper = Keeper(store, settings, counters, tasks)
-        endings = Endings(store, self.hub, self.producers, keeper, activity, settings, counters, tasks, node=self.name)
-        orphans = Orphans(
-            store, self.hub, self.producers, endings, reporter, counters, node=self.name, lease_s=settings.lease_s
-        )
-        node = PeriodicWork(
-            store, self.hub, activity, self.producers, endings, keeper, orphans, settings, name=self.name
-        )
-        await node.start(alone=alone)
-        parts.push_async_callback(node.stop)
-        parts.push_async_callback(tasks.stop)
-
-        starter = Starter(store, self.hub, self.producers, upstream, settings, tasks, node=self.name)
-        self._streaming = Streaming(self.hub, settings, counters)
-        resuming = Resuming(self._streaming)
-        events = Events(self.hub, resuming)
-        bodies = Bodies(settings)
-        catalogue = Catalogue(store, self.hub, self.producers, tasks)
-        generations = Generations(
-            store,
-            self.hub,
-            activity,
-            catalogue,
-            endings,
-            starter,
-            events,
-            bodies,
-            settings,
-            node=self.name,
-        )
-        ops = Ops(store, self.hub, self.producers, counters, siblings=self._siblings)
+        origins = Origins(self.settings)
+        await self._start_store()
+        self._upstream = build_upstream(self.settings)
+        self._parts.push_async_callback(self._upstream.close)
+        await self._start_live()
+        ops = Ops(self._store, self.hub, self.producers, self._counters, siblings=self._siblings)
         if self._siblings is not None:
             await self._siblings.start(ops.registry)
-            parts.push_async_callback(self._siblings.stop)
-        web_app = web.Application(middlewares=[answer_problems, origins.admit], client_max_size=settings.max_body_bytes)
+            self._parts.push_async_callback(self._siblings.stop)
+        max_bytes = self.settings.max_body_bytes
+        web_app = web.Application(middlewares=[answer_problems, origins.admit], client_max_size=max_bytes)
         web_app.on_response_prepare.append(complete_response)
-        service = OpenAIService(
-            store, self.hub, self.producers, endings, starter, upstream, self._streaming, bodies, settings
+        web_app.add_routes(self._routes(origins, ops))
+        url = await self._listen(web_app)
+        self._parts.callback(self._cut_subscribers)
+        return url
+
+    async def _start_store(self) -> None:
+        """Connect to Valkey: to the one that is named, or else to one of this node's own."""
+        settings, parts = self.settings, self._parts
+        url = settings.valkey_url
+        if url is None:
+            embedded = EmbeddedValkey(settings.data_dir, fsync=settings.embedded_fsync)
+            await embedded.start()
+            parts.push_async_callback(embedded.stop)
+            url = embedded.url
+        self._store = ValkeyStore(url, timeout_s=settings.store_timeout_s, key_prefix=settings.key_prefix)
+        await self._store.start(_CONNECT_PATIENCE_S)
+        parts.push_async_callback(self._store.stop)
+        if settings.valkey_url is not None:
+            await rehearse(self._store)
+
+    async def _start_live(self) -> None:
+        """Build what moves events, and begin what comes by the clock."""
+        settings, parts, store, node = self.settings, self._parts, self._store, self.name
+        self._counters = counters = Counters()
+        self._tasks = tasks = Tasks()
+        patience_s = max(2 * settings.lease_s, _REPAIRED_WITHIN_S)
+        self.hub = hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=patience_s)
+        parts.push_async_callback(hub.stop)
+        self._activity = activity = Activity(store, patience_s=patience_s)
+        activity.start()
+        parts.push_async_callback(activity.stop)
+        reporter = ActivityReporter(store, activity, tasks)
+        redaction = Redaction(config.secrets(settings))
+        self.producers = producers = Producers(
+            store, hub, reporter, self._upstream, settings, counters, tasks, redaction=redaction
         )
-        openai = (
+        keeper = Keeper(store, settings, counters, tasks)
+        self._endings = Endings(store, hub, producers, keeper, activity, settings, counters, tasks, node=node)
+        orphans = Orphans(store, hub, producers, self._endings, reporter, counters, node=node, lease_s=settings.lease_s)
+        work = PeriodicWork(store, hub, activity, producers, self._endings, keeper, orphans, settings, name=node)
+        await work.start(alone=settings.valkey_url is None)
+        parts.push_async_callback(work.stop)
+        parts.push_async_callback(tasks.stop)
+
+    def _routes(self, origins: Origins, ops: Ops) -> list[web.RouteDef]:
+        """Build the faces; the routes of all of them."""
+        settings, store, hub, producers = self.settings, self._store, self.hub, self.producers
+        activity, endings, upstream = self._activity, self._endings, self._upstream
+        starter = Starter(store, hub, producers, upstream, settings, self._tasks, node=self.name)
+        self._streaming = streaming = Streaming(hub, settings, self._counters)
+        resuming, bodies = Resuming(streaming), Bodies(settings)
+        events = Events(hub, resuming)
+        catalogue = Catalogue(store, hub, producers, self._tasks)
+        service = OpenAIService(store, hub, producers, endings, starter, upstream, streaming, bodies, settings)
+        faces = (
+            Generations(store, hub, activity, catalogue, endings, starter, events, bodies, settings, node=self.name),
+            events,
+            Transcripts(hub),
+            MultiplexedEvents(hub, streaming, resuming),
+            ActivityEvents(activity, resuming),
+            ops,
             Completions(service),
             Stored(service),
             TokenStream(service, resuming, origins),
             ResponseCalls(service),
+            Pages(),
         )
-        watching = (
-            events,
-            Transcripts(self.hub),
-            MultiplexedEvents(self.hub, self._streaming, resuming),
-            ActivityEvents(activity, resuming),
-        )
-        for face in (generations, *watching, ops, *openai, Pages()):
-            web_app.add_routes(face.routes())
-        url = await self._listen(web_app)
-        parts.callback(self._cut_subscribers)
-        return url
-
-    async def _start_embedded(self) -> str:
-        embedded = EmbeddedValkey(self.settings.data_dir, fsync=self.settings.embedded_fsync)
-        await embedded.start()
-        self._parts.push_async_callback(embedded.stop)
-        return embedded.url
+        return [route for face in faces for route in face.routes()]
 
     async def _listen(self, web_app: web.Application) -> str:
         settings = self.settings

@@ -6,8 +6,16 @@
             if isinstance(event, replay.Token):
                 print(event.content, end="", flush=True)
 
-What decides is pure: `requests` builds what is asked, `calls` and `following` say what an answer means and when to ask
-again, `patience` how long to wait. `client` and `async_client` only send, receive and sleep.
+What decides is pure, and either client only sends, receives and sleeps:
+
+    client.py, async_client.py    Client and AsyncClient
+    calls.py                      what is answered at once: what to send next, and when
+    following.py                  a generation's events over any number of connections, each once
+    requests.py                   what is asked
+    problems.py                   what an answer means that is no success
+    backoff.py                    how long to wait
+    generations.py, events.py     what is given back
+    exchange.py                   request, answer, no answer, as values; connection.py: as httpx2 has them
 """
 
 from replay.client.async_client import AsyncClient

@@ -30,7 +30,7 @@ class ActivityEvents:
         return [web.get("/feed", self.feed)]
 
     async def feed(self, request: web.Request) -> web.StreamResponse:
-        """What happens from now on, or after the cursor; with `progress=1` how far the live ones have come too."""
+        """Answer with what happens from now on or after the cursor; with `progress=1` also how far live ones are."""
         cursor = event_id_of(request)
         progress = request.query.get("progress", "0")
         if progress not in ("0", "1"):

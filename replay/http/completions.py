@@ -38,11 +38,11 @@ class Completions:
         ]
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        """A chat completion, streamed or whole."""
+        """Answer with a chat completion, streamed or whole."""
         return await self._answer(request, *await self._start_chat(request))
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """A legacy completion, streamed or whole."""
+        """Answer with a legacy completion, streamed or whole."""
         return await self._answer(request, *await self._start_completion(request))
 
     async def _start_chat(self, request: web.Request) -> tuple[Started, Format | None]:
@@ -79,12 +79,12 @@ class Completions:
         return service.streaming.stream(request, feed, format, headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:
-        """The upstream's models."""
+        """Answer with the upstream's models."""
         service = self._service
         return answer_json(await service.upstream.models(credentials_of(request, service.settings)))
 
     async def model(self, request: web.Request) -> web.Response:
-        """One of them; raises ModelNotFound."""
+        """Answer with one of them; raises ModelNotFound."""
         service = self._service
         name = request.match_info["model"]
         models = await service.upstream.models(credentials_of(request, service.settings))

@@ -65,17 +65,18 @@ class Events:
         return [web.get("/generations/{id}/events", self.events)]
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Exactly what comes after the cursor, then live."""
+        """Answer with exactly what comes after the cursor, then live."""
         return await self.answer(request, generation_id_of(request), read_events_query(request))
 
     async def answer(self, request: web.Request, generation_id: str, query: EventsQuery) -> web.StreamResponse:
-        """The events of a generation, as the request wants them."""
+        """Answer with the events of a generation, in the form, from where and at the pace that ``query`` asks for."""
         if query.format is None:
             return await self._page(await self._hub.open(generation_id), query)
         opening, resume = self._hub.open(generation_id), partial(self._resumption, query)
         return await self._resuming.follow(request, query.format, opening, resume, pace=query.pace)
 
     async def _resumption(self, query: EventsQuery, feed: Feed) -> Resumption:
+        """Where in the feed the query goes on, and what comes before that."""
         log, cursor = feed.log, query.cursor
         if isinstance(cursor, EventId):
             return behind(feed, cursor, known=await self._hub.find(feed, cursor))

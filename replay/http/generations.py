@@ -83,7 +83,7 @@ class Generations:
         return _answer(await self._describe_feed(started.feed), status=201 if started.created else 200, headers=headers)
 
     async def get(self, request: web.Request) -> web.Response:
-        """One generation."""
+        """Answer with one generation."""
         generation_id = generation_id_of(request)
         (bounds,) = await self._store.bounds([generation_id])
         if bounds is None:
@@ -92,7 +92,7 @@ class Generations:
         return _answer(describe(generation_of(bounds), bounds.expires_at_ms, counts[generation_id]))
 
     async def list_recent(self, request: web.Request) -> web.Response:
-        """Generations, newest first."""
+        """Answer with generations, newest first."""
         query = read_query(request)
         cursor = await self._activity.last_id()  # read first, so that nothing falls between the list and the feed
         found = await self._catalogue.find(query.selection, before=query.before, limit=query.limit)
@@ -133,7 +133,7 @@ class Generations:
         return describe(generation_of(Bounds(first, last, None)), expires_at_ms, counts[feed.generation_id])
 
     async def _count_subscribers(self, generation_ids: Sequence[str]) -> dict[str, int]:
-        """Here and on the other nodes."""
+        """How many follow each, here and on the other nodes."""
         counts = await self._store.subscribers(generation_ids, beside=self._node)
         for generation_id in generation_ids:
             feed = self._hub.get(generation_id)

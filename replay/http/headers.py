@@ -28,5 +28,5 @@ def complete(headers: CIMultiDict[str], request: web.BaseRequest) -> None:
 
 
 async def complete_response(request: web.Request, response: web.StreamResponse) -> None:
-    """The same as a signal of the application, for responses that the server writes."""
+    """Do the same for responses that the server writes: a signal of the application."""
     complete(response.headers, request)

@@ -38,7 +38,7 @@ class MultiplexedEvents:
         return [web.get("/events", self.events)]
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Exactly what comes after the cursor, for each generation, then live."""
+        """Answer with exactly what comes after the cursor, for each generation, then live."""
         generation_ids = _generation_ids(request)
         negotiation.accepted(request, ("text/event-stream",))
         snapshot = read_mode(request) == "snapshot"

@@ -45,11 +45,11 @@ class Ops:
         ]
 
     async def healthz(self, request: web.Request) -> web.Response:
-        """The process runs and its loop turns."""
+        """Answer that the process runs and its loop turns."""
         return _status("ok")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Valkey takes what is written and the node is not draining; raises Draining, StoreUnavailable."""
+        """Answer that Valkey takes what is written and the node is not draining; raises Draining, StoreUnavailable."""
         if self._producers.draining:
             raise Draining("this node is shutting down")
         try:
@@ -60,12 +60,12 @@ class Ops:
         return _status("ready")
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """Prometheus' text format."""
+        """Answer in Prometheus' text format."""
         body = generate_latest(self.registry) if self._siblings is None else await self._siblings.metrics()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def openapi(self, request: web.Request) -> web.Response:
-        """The OpenAPI document."""
+        """Answer with the OpenAPI document."""
         return web.Response(body=self._openapi, content_type="application/json")
 
 

@@ -56,15 +56,15 @@ class Pages:
         ]
 
     async def index(self, request: web.Request) -> web.Response:
-        """The one document; its script looks at the address."""
+        """Answer with the one document; its script looks at the address."""
         return self._answer(request, self._index)
 
     async def module(self, request: web.Request) -> web.Response:
-        """The module that pages import."""
+        """Answer with the module that pages import."""
         return self._answer(request, self._module)
 
     async def file(self, request: web.Request) -> web.Response:
-        """One of the files that come with the package; raises HTTPNotFound for any other name."""
+        """Answer with a file that comes with the package; raises HTTPNotFound for any other name."""
         file = self._files.get((request.match_info["folder"], request.match_info["file"]))
         if file is None:
             raise web.HTTPNotFound

@@ -122,7 +122,7 @@ class ResponseCalls:
         return [*_items(request["input"]), *map(_as_input, filter(_is_said, _response(feed)["output"]))]
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """A response as it is now; with `stream=true` its events, all or those after `starting_after`."""
+        """Answer with a response as it is now; with `stream=true` its events, all or those after `starting_after`."""
         feed = await self._service.hub.open(generation_id_of(request))
         if request.query.get("stream", "false").lower() != "true":
             return self._answer(feed)
@@ -163,7 +163,7 @@ class ResponseCalls:
         return answer_json({"id": generation_id, "object": "response", "deleted": True})
 
     async def input_items(self, request: web.Request) -> web.Response:
-        """The items of the request, with those of the responses it continues."""
+        """Answer with the items of the request, and those of the responses it continues."""
         feed = await self._service.hub.open(generation_id_of(request))
         items = _items((await kept_request(self._service, feed)).get("input", []))
         listed = [{"id": f"{feed.generation_id}-{index}", **_spelt_out(item)} for index, item in enumerate(items)]

@@ -77,7 +77,7 @@ class Resuming:
         pace: Pace | None = None,
         headers: Callable[[Feed], Mapping[str, str]] | None = None,
     ) -> web.StreamResponse:
-        """The same for one feed, in which ``resume`` finds where the reader goes on."""
+        """Answer with the rest of one feed: ``opening`` opens it, and ``resume`` finds where the reader goes on."""
 
         async def resumed() -> Resumed:
             feed = await opening

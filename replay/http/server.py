@@ -67,6 +67,7 @@ class Connection(ServerConnection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Parse what has come; what is a part of a head has its limits of time and size."""
         if self.closes:
             return
         if self.heads_read != self._requests:  # read by aiohttp out of what came behind a WebSocket's request

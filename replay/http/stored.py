@@ -42,7 +42,7 @@ class Stored:
         ]
 
     async def get(self, request: web.Request) -> web.Response:
-        """The assembled `chat.completion`; one that did not complete says so in a member `replay`."""
+        """Answer with the assembled `chat.completion`; one that did not complete says so in a member `replay`."""
         feed = await self._service.hub.open(generation_id_of(request))
         return answer_json(_shown(feed), feed)
 
@@ -53,7 +53,7 @@ class Stored:
         return answer_json({"id": generation_id, "object": "chat.completion.deleted", "deleted": True})
 
     async def messages(self, request: web.Request) -> web.Response:
-        """The messages of the request."""
+        """Answer with the messages of the request."""
         feed = await self._service.hub.open(generation_id_of(request))
         body = await kept_request(self._service, feed)
         if feed.start.api == Api.RESPONSES:
@@ -64,7 +64,7 @@ class Stored:
         return answer_json(page_of(request, messages), feed)
 
     async def list_completions(self, request: web.Request) -> web.Response:
-        """Completed chat completions, oldest first or, with `order=desc`, newest first."""
+        """Answer with completed chat completions, oldest first or, with `order=desc`, newest first."""
         paging, chosen = read_paging(request), _Filter(request)
         cursor = None if paging.after is None else await self._row(paging.after)
         ids: list[str] = []

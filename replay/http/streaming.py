@@ -48,7 +48,7 @@ class Streaming:
         pace: Pace = _PACE,
         headers: Mapping[str, str] | None = None,
     ) -> web.StreamResponse:
-        """The events from the seq ``start`` on, then live.
+        """Make a subscriber of the request, which gets the events from the seq ``start`` on, then live.
 
         ``opening`` is written at once, ``preface`` goes into the first block that carries data.
         """
@@ -80,7 +80,7 @@ class Streaming:
         return TakenOver()
 
     def multiplexed(self, request: web.Request, starts: Sequence[TrackStart], cursor: Cursor) -> web.StreamResponse:
-        """The events of several generations."""
+        """Make a subscriber of the request, which gets the events of several generations."""
         if request.method == "HEAD":
             return web.StreamResponse(headers=_headers(SSE))
         settings, subscribers = self._settings, self._hub.subscribers

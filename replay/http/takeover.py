@@ -22,11 +22,11 @@ class TakenOver(web.StreamResponse):
     """What a handler returns whose connection answers for itself."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """The head is written already."""
+        """Write nothing: the head is written already."""
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """The end is not the server's to write."""
+        """Write nothing: the end is not the server's to write."""
 
 
 def framing_of(request: web.Request) -> Framing:
@@ -50,7 +50,7 @@ def head(request: web.Request, headers: dict[str, str]) -> bytes:
 
 
 def release(request: web.Request) -> Handover | None:
-    """The connection of a request, which is the caller's from now on; the handler has to return TakenOver.
+    """Take the connection of a request, which is the caller's from now on; its handler has to return TakenOver.
 
     None when the client has left.
     """

@@ -68,7 +68,7 @@ class TokenStream:
         return await self._show(request, await self._start(request, _body_of(request), None))
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        """The same with a body of JSON."""
+        """Do the same with a body of JSON."""
         cursor = request.headers.get("Last-Event-ID")
         if cursor:
             return await self._resume(request, cursor)

@@ -33,7 +33,7 @@ class Transcripts:
         return [web.get("/generations/{id}/transcript", self.transcript)]
 
     async def transcript(self, request: web.Request) -> web.StreamResponse:
-        """The transcript so far, or, with `wait`, as soon as the generation has ended."""
+        """Answer with the transcript so far or, with `wait`, as soon as the generation has ended."""
         media_type = negotiation.accepted(request, (_JSON, _TEXT, _MARKDOWN))
         wait_s = negotiation.number(request, "wait", least=0, most=_LONGEST_WAIT_S)
         feed = await self._hub.open(generation_id_of(request))

@@ -43,7 +43,7 @@ class Abandonment:
             _judge(producer, elsewhere=elsewhere[name], now=loop.time())
 
     def hold(self) -> None:
-        """Valkey was away, and with it what other nodes said of their readers: wait until they have said it again."""
+        """Give nothing up until the other nodes have said again who reads there: Valkey was away, and that with it."""
         self._not_before = asyncio.get_running_loop().time() + self._lease_s
 
 

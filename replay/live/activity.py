@@ -44,15 +44,18 @@ class Activity:
     # Writing.
 
     def created(self, start: Start, created_ms: int) -> None:
-        """A generation was started."""
+        """Have it written that a generation was started."""
         self._writer.write(created_ms, wire.created(start, created_ms), wire.deleted(start))
 
     def first_token(self, start: Start, created_ms: int, at_ms: int) -> None:
-        """A generation has begun to speak."""
+        """Have it written that a generation has begun to speak."""
         self._writer.write(at_ms, wire.first_token(start, created_ms, at_ms), wire.deleted(start))
 
     async def ended(self, start: Start, created_ms: int, at_ms: int, end: End) -> bool:
-        """A generation has ended; returns when that is written, and all that came before it: whether it is."""
+        """Have it written that a generation has ended; returns when that and all before it is: whether it is.
+
+        It is written, too, when its caller is cancelled.
+        """
         written = self._writer.write(at_ms, wire.ended(start, created_ms, at_ms, end), wire.deleted(start))
         return await asyncio.shield(written)
 
@@ -61,7 +64,7 @@ class Activity:
         return await self._writer.has_lost()
 
     async def oldest_ms(self) -> int:
-        """When the oldest event that is kept was written; 0 when nothing was forgotten yet."""
+        """Return when the oldest event that is kept was written, 0 when none was forgotten; raises StoreUnavailable."""
         (bounds,) = await self._store.bounds([ACTIVITY_LOG])
         return bounds.first.id.ms if bounds is not None and bounds.first.id.seq else 0
 
@@ -83,7 +86,7 @@ class Activity:
         await self._store.erase(ACTIVITY_LOG, self._log.find(wire.mark_of(start.generation_id)))
 
     def forget(self, generation_id: str) -> None:
-        """A generation was deleted somewhere: do not keep what happened to it."""
+        """Forget what happened to a generation that was deleted somewhere, and tell whoever follows."""
         self._missed |= self._is_opening  # it may have been read a moment ago
         feed = self._follower.feed if self._follower is not None else None
         if feed is not None and self._log.erase(wire.mark_of(generation_id)):
@@ -94,12 +97,15 @@ class Activity:
     # Following.
 
     async def last_id(self) -> EventId | None:
-        """The last event so far; None where there is none."""
+        """Return the id of the last event so far, None where there is none; raises StoreUnavailable."""
         last = await self._store.last(ACTIVITY_LOG)
         return None if last is None else last.id
 
     async def open(self) -> Feed:
-        """The feed of all that Valkey has now, followed from now on; raises StoreUnavailable."""
+        """Return the feed of all that Valkey has now, followed from now on; raises StoreUnavailable.
+
+        It is opened once for all who ask meanwhile; a caller that is cancelled takes nobody along.
+        """
         while True:
             if self._follower is None or self._follower.feed.invalid:
                 if not self._is_opening:
@@ -173,7 +179,7 @@ class Activity:
             self._follower.feed.send_notice(format, name, data)
 
     async def look(self) -> None:
-        """The slow safety read."""
+        """Read what a quiet channel may have swallowed, and whether deletions were missed; raises StoreUnavailable."""
         if self._follower is not None and not self._follower.feed.invalid:
             await self._follower.look(asyncio.get_running_loop().time())
             await self._make_up_for_missed()

@@ -70,7 +70,7 @@ class ActivityReporter:
             await self._take_off(feed)
 
     async def _take_off(self, feed: Feed) -> None:
-        """Its end is written: it is live no more."""
+        """Take a generation whose end is written off the list of live ones."""
         await self._store.unregister(feed.generation_id)
         if feed.start.digest is not None and feed.log.complete:
             await self._store.forget_try(feed.start.digest, feed.generation_id)

@@ -83,5 +83,5 @@ class Segments:
         return segment
 
     def clear(self) -> None:
-        """Frame again what is asked for from now on."""
+        """Let go of them all; what is asked for from now on is framed again."""
         self._segments.clear()

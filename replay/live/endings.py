@@ -103,7 +103,7 @@ class Endings:
             await asyncio.shield(self._clearing[generation_id])
 
     def deleted(self, generation_id: str) -> None:
-        """A generation was deleted somewhere: do not keep what it said, or what happened to it."""
+        """Forget what a generation said and what happened to it: it was deleted somewhere."""
         self._hub.deleted(generation_id)
         self._activity.forget(generation_id)
         # Whoever stands ready to repair it finds that it is gone, and lets go of it.

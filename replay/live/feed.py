@@ -38,16 +38,16 @@ class FeedSubscriber(Protocol):
     encoding: Encoding
 
     def pump(self) -> None:
-        """The feed has grown: pull what is lacking."""
+        """Pull what is lacking: the feed has grown, or has ended."""
 
     def write(self, data: bytes) -> None:
-        """What a live one is sent."""
+        """Send bytes, while live: the same for all who are."""
 
     def keep_alive(self, now: float, silence: float) -> None:
-        """A sign of life is due, where nothing was written for that long."""
+        """Write a sign of life where nothing was written for that long."""
 
     def abort(self) -> None:
-        """The feed is not the log any more."""
+        """Cut the connection: the feed is not the log any more, or cannot be encoded."""
 
 
 class Feed:
@@ -180,7 +180,7 @@ class Feed:
         return FROM_START if self.log.last_id is None else str(self.log.last_id)
 
     def forget_segments(self) -> None:
-        """Frame again what is asked for from now on."""
+        """Let go of what is framed for late joiners; it is framed again when it is asked for."""
         self._segments.clear()
 
     def has_subscribers(self, format: Format) -> bool:
@@ -194,6 +194,7 @@ class Feed:
                 self._broadcast(subscribers, encoding.framed(format.notice(name, data, self.cursor)))
 
     def _show(self, encoding: Encoding, subscribers: set[FeedSubscriber], seq: int, stop: int) -> None:
+        """Write events to the live subscribers of one encoding."""
         # Piece by piece: one whom the first has filled gets no more of them, and goes on from there when it can.
         while seq < stop and subscribers:
             try:
@@ -228,22 +229,22 @@ class Feed:
         return self._segments.piece(self.recording, encoding, start, stop)
 
     def add(self, subscriber: FeedSubscriber) -> None:
-        """A subscriber that is behind."""
+        """Take a subscriber in, as one that is behind."""
         self.idle_since = None
         self._behind.add(subscriber)
 
     def go_live(self, subscriber: FeedSubscriber) -> None:
-        """A subscriber that has everything."""
+        """Write to a subscriber from now on, which has everything."""
         self._behind.discard(subscriber)
         self._live.setdefault(subscriber.encoding, set()).add(subscriber)
 
     def fall_behind(self, subscriber: FeedSubscriber) -> None:
-        """A live subscriber that could not keep up."""
+        """Write no more to a live subscriber that could not keep up; it goes on from `shown`."""
         self._live[subscriber.encoding].discard(subscriber)
         self._behind.add(subscriber)
 
     def remove(self, subscriber: FeedSubscriber) -> None:
-        """A subscriber that has left."""
+        """Let go of a subscriber that has left."""
         self._behind.discard(subscriber)
         self._live.get(subscriber.encoding, set()).discard(subscriber)
         self._idle_if_left()
@@ -274,7 +275,7 @@ class Feed:
         self._wake()
 
     async def wait_change(self, seen: int, timeout: float | None) -> bool:
-        """Wait until there are more than ``seen`` events; whether there are."""
+        """Wait until there are more than ``seen`` events; whether there are, in time and before it is invalid."""
         self._expecting += 1
         try:
             async with asyncio.timeout(timeout):
@@ -288,7 +289,7 @@ class Feed:
         return len(self.log) > seen
 
     async def wait_token(self) -> EventId | None:
-        """Wait for the first token; its id, or None when it ends without one."""
+        """Wait for the first token; its id, or None when it ends, or becomes invalid, without one."""
         seen = 0
         while await self.wait_change(seen, None):
             for event in self.log.events(seen):
@@ -300,7 +301,7 @@ class Feed:
         return None
 
     async def wait_end(self, timeout: float | None) -> bool:
-        """Wait until the generation has ended; whether it has."""
+        """Wait until the generation has ended; whether it has, in time and before the feed is invalid."""
         self._awaiting_end += 1
         try:
             async with asyncio.timeout(timeout):

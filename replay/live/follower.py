@@ -36,19 +36,22 @@ class Follower:
         self._listening = False
 
     async def load(self) -> None:
-        """Fill the feed with all there is, and follow it from here on if it goes on."""
+        """Fill the feed with all there is, and follow the log if it goes on; raises StoreUnavailable."""
         last = await self._store.last(self.feed.generation_id)
         if last is not None and last.kind is not Kind.END:
             await self.listen()
         await self.catch_up()
 
     async def listen(self) -> None:
-        """Hear of what is appended from here on."""
+        """Hear of what is appended from here on; raises StoreUnavailable."""
         self._listening = True
         await self._store.listen(self.feed.generation_id, self)
 
     async def catch_up(self) -> None:
-        """Read what the log has beyond the feed. One read serves all who ask meanwhile."""
+        """Read what the log has beyond the feed; raises StoreUnavailable.
+
+        One read serves all who ask meanwhile, and goes on when one of them is cancelled.
+        """
         self._again = True
         if self._reading is None:
             self._reading = self._start_reading()
@@ -65,6 +68,7 @@ class Follower:
             self._reading = None  # a task keeps its error, and that all it has passed through: this, and the feed
 
     async def _read_on(self) -> None:
+        """Read page by page, until nothing was heard meanwhile."""
         feed = self.feed
         while self._again and not feed.invalid:
             self._again = False
@@ -93,6 +97,7 @@ class Follower:
         return bounds is None or bounds.first.id.seq > expected
 
     def _apply(self, events: Sequence[Event]) -> None:
+        """Extend the feed by what it does not have; cut everybody off where it has something else."""
         feed = self.feed
         length = len(feed.log)
         if events and events[0].id.seq == length:  # as nearly always, and with thousands
@@ -106,7 +111,10 @@ class Follower:
             feed.extend(fresh)
 
     def heard(self, events: Sequence[Event]) -> None:
-        """A batch from the channel, whether or not the log is being read: it may be gone before that is done."""
+        """Apply a batch from the channel, or read the log where it shows a hole.
+
+        Also while the log is being read: it may be gone before that is done.
+        """
         self._quiet_since = asyncio.get_running_loop().time()
         if events and events[0].id.seq > len(self.feed.log):
             self.start_catch_up()  # what came before them was missed, or is still being read
@@ -116,12 +124,12 @@ class Follower:
             self.close()
 
     def deleted(self) -> None:
-        """The log is gone. Its end came just before; where it was missed, nobody can wait for it here."""
+        """Cut off whoever waits for an end that was missed: it came just before the log was deleted."""
         if not self.feed.log.complete:
             self.feed.invalidate()
 
     def reconnected(self) -> None:
-        """Whatever the channel brought meanwhile was missed."""
+        """Read the log: whatever the channel brought meanwhile was missed."""
         self.start_catch_up()
 
     def start_catch_up(self) -> None:
@@ -132,7 +140,7 @@ class Follower:
             self._reading.add_done_callback(_note_failure)
 
     async def look(self, now: float) -> None:
-        """The slow safety read of a quiet channel, and the search for a log that was lost."""
+        """Read what a quiet channel may have swallowed, and give up a log that stays lost; raises StoreUnavailable."""
         feed = self.feed
         if feed.log.complete or now - self._quiet_since < 1.0:
             return

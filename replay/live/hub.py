@@ -69,7 +69,7 @@ class Hub:
         return self._feeds.get(generation_id)
 
     def wake(self, generation_id: str) -> Feed | None:
-        """The feed, if this node has it; somebody is about to use it."""
+        """Return the feed, if this node has it, and keep it at hand: somebody is about to use it."""
         feed = self._feeds.get(generation_id)
         if feed is None and (cached := self._cache.take(generation_id)) is not None:
             feed = self._feeds[generation_id] = cached
@@ -103,7 +103,7 @@ class Hub:
         feed.invalidate()
 
     def deleted(self, generation_id: str) -> None:
-        """A generation was deleted somewhere: do not keep what it said."""
+        """Forget what a generation said that was deleted somewhere; where it goes on here, its end is on its way."""
         feed = self._feeds.get(generation_id)
         if feed is None or feed.log.complete:
             self.forget(generation_id)
@@ -186,6 +186,7 @@ class Hub:
         return await asyncio.shield(self._loading[generation_id])
 
     async def _load_new(self, generation_id: str) -> Feed:
+        """Read a log into a new feed, which follows it if it goes on."""
         feed = Feed(generation_id)
         follower = Follower(self._store, feed, patience_s=self._patience_s)
         try:
@@ -206,14 +207,14 @@ class Hub:
         return feed
 
     def settle(self, feed: Feed) -> None:
-        """A producer here is done with its feed: from now on it is like any other."""
+        """Treat a feed like any other from now on: its producer here is done with it."""
         if self._feeds.get(feed.generation_id) is feed:
             self._produced.discard(feed.generation_id)
             if not feed.log.complete:
                 self._followers[feed.generation_id] = Follower(self._store, feed, patience_s=self._patience_s)
 
     async def find(self, feed: Feed, event_id: EventId) -> bool:
-        """Whether an id names an event of the feed's log, or does so as soon as the log is repaired."""
+        """Whether an id names an event of the feed's log; waits a moment where the log is being repaired."""
         deadline = asyncio.get_running_loop().time() + _HEALING_S
         while not feed.log.holds(event_id):
             left = deadline - asyncio.get_running_loop().time()
@@ -229,7 +230,7 @@ class Hub:
             feed.keep_alive(now, silence)
 
     async def look(self) -> None:
-        """The slow safety read of what is followed, once a second."""
+        """Read what quiet channels may have swallowed of what is followed, as far as Valkey answers."""
         now = asyncio.get_running_loop().time()
         followers = [follower for follower in self._followers.values() if not follower.feed.log.complete]
         for start in range(0, len(followers), _LOOKS_AT_ONCE):

@@ -29,7 +29,7 @@ class Memory:
         self._forgotten = 0  # bytes
 
     def forget(self, size: int) -> None:
-        """Something of that many bytes is not held here any more."""
+        """Count that something of so many bytes is not held here any more."""
         self._forgotten += size
 
     def give_back(self) -> None:

@@ -55,7 +55,7 @@ class Track:
         return self.feed.log.complete and not self.behind
 
     def pump(self) -> None:
-        """The feed has grown."""
+        """Write what may be written now: the feed has grown."""
         self._stream.pump(self)
 
     def take(self, cursor: Cursor) -> bytes:
@@ -77,14 +77,14 @@ class Track:
         return notice("live", self.feed.generation_id, cursor, last_event_id=str(log.last_id))
 
     def keep_alive(self, now: float, silence: float) -> None:
-        """All tracks are one connection."""
+        """Write a sign of life if the connection, which is all tracks', has been silent for that long."""
         self._stream.keep_alive(now, silence)
 
     def write(self, data: bytes) -> None:
-        """What is the same for all live subscribers is nothing for one that is never live."""
+        """Do nothing: what is the same for all live ones is nothing for one that is never live."""
 
     def abort(self) -> None:
-        """What the feed shows is not the log any more; the reader comes back and goes on with all of them."""
+        """Cut the connection: the feed is not the log any more. Its reader comes back, and goes on with all of them."""
         self._stream.abort()
 
 
@@ -152,7 +152,7 @@ class MultiplexedStream(StreamConnection):
             self.write(self.encoding.framed(blocks))
 
     def drained(self) -> None:
-        """There is room: every generation has its turn, first the one that has waited for it longest."""
+        """Write on, as there is room: each generation has its turn, first the one that has waited for it longest."""
         for _ in range(len(self._tracks)):
             if not self._writable:
                 return
@@ -173,7 +173,7 @@ class MultiplexedStream(StreamConnection):
             self.write(self.encoding.framed(self.encoding.format.keepalive))
 
     def left(self) -> None:
-        """Follow no more."""
+        """Follow none of them any more."""
         for track in self._tracks:
             track.feed.remove(track)
         self._tracks.clear()

@@ -52,7 +52,7 @@ class Orphans:
         self._unclaimed: set[str] = set()  # ours by the list, but nobody here produces them
 
     def note_lost_leases(self) -> None:
-        """Valkey has lost leases: nobody is dead for want of one until all had the time to renew theirs."""
+        """Take nobody for dead until all had the time to renew their leases: Valkey has lost some."""
         self._lost_at = asyncio.get_running_loop().time()
 
     @property
@@ -61,7 +61,7 @@ class Orphans:
         return self.alone or min(since, self._store.leases_steady_for) >= self._lease_s
 
     async def sweep(self) -> None:
-        """End what is orphaned."""
+        """End what is orphaned; raises StoreUnavailable where it cannot be said what is."""
         # The list may have been lost; whoever is read here is looked after all the same.
         read = {feed.generation_id: feed.start.node for feed in self._hub if feed.log and not feed.log.complete}
         live = read | await self._store.live()
@@ -88,7 +88,7 @@ class Orphans:
         return set() if self.alone else await self._store.alive(nodes)
 
     async def _end(self, generation_id: str) -> None:
-        """The list says that its node is gone; what the log says counts."""
+        """End what the list takes for an orphan, if its log says so too."""
         try:
             feed = await self._hub.open(generation_id)
             start = feed.start

@@ -104,19 +104,19 @@ class PeriodicWork:
         self._reported = counts
 
     async def _tick(self) -> None:
-        """What needs no Valkey."""
+        """Do what needs no Valkey."""
         self._hub.keep_alive(self._settings.keepalive_s)
         self._activity.keep_alive(self._settings.keepalive_s)
         self._hub.tidy()
 
     def _reconnected(self) -> None:
-        """Valkey was away: it may have lost whatever was not yet on disk, and leases have run out."""
+        """Say and list all again, and compare the logs: Valkey was away, and may have lost what was not on disk."""
         self._reported = {}
         self._restore = True
         self._check_logs()
 
     def _check_logs(self) -> None:
-        """Something of Valkey's was missed: compare every log that is ours to repair."""
+        """Compare every log that is ours to repair: something that Valkey said was missed."""
         self._abandonment.hold()
         self._producers.check()
         self._keeper.check()

@@ -127,6 +127,7 @@ class Producer:
             logger.info("log is gone", extra={"generation": self.generation_id})
 
     async def _read(self) -> None:
+        """Record what the upstream says, and end the generation as that was."""
         error: ReplayError | None
         decoder = Decoder(self._settings.max_chunk_bytes)
         try:
@@ -274,7 +275,7 @@ class Producer:
         return bool(events) and events[0].id.seq == len(self.feed.log)
 
     def notified(self, events: list[Event]) -> None:
-        """Somebody else has appended, as the writer will find out; or, without events, asks to cancel."""
+        """Let the writer find out what somebody else has appended; without events, cancel, as is asked."""
         if not events:
             self.finish(Status.CANCELLED)
             return

@@ -105,6 +105,7 @@ class Producers:
         self._tasks.run(self._run(producer), name=f"produce {feed.generation_id}")
 
     async def _run(self, producer: Producer) -> None:
+        """Run a producer until its log needs no repair any more, and let go of it."""
         feed = producer.feed
         watching = asyncio.create_task(self._note_end(feed), name=f"end of {feed.generation_id}")
         try:
@@ -146,7 +147,7 @@ class Producers:
                 await feed.wait_change(1, self._settings.keepalive_s)
 
     def notified(self, generation_id: str, events: list[Event]) -> None:
-        """Another node has appended to a generation of ours."""
+        """Tell a producer what another node has appended to its log."""
         if producer := self._running.get(generation_id):
             producer.notified(events)
 
@@ -172,7 +173,10 @@ class Producers:
                 await asyncio.sleep(_BETWEEN_CHECKS_S)  # thousands at once would hold up what is said
 
     async def relist(self) -> None:
-        """Valkey was away and may have lost the lists: list and report again what is live or has just ended."""
+        """List and report again what is live or has just ended: Valkey was away, and may have lost the lists.
+
+        Raises StoreUnavailable.
+        """
         feeds = [producer.feed for producer in self._running.values() if not producer.feed.invalid]
         there = [feed for feed in feeds if not await self._was_deleted(feed)]
         for feed in there:
@@ -184,7 +188,7 @@ class Producers:
         return gone and await self._store.was_buried(feed.generation_id, feed.start.run)
 
     async def renew(self) -> None:
-        """Keep the logs of silent generations from expiring."""
+        """Keep the logs of silent generations from expiring; raises StoreUnavailable."""
         for producer in [producer for producer in self._running.values() if producer.renewal_due]:
             await producer.renew()
 

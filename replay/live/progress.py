@@ -32,7 +32,7 @@ class Progress:
         self._listening = False
 
     async def publish(self) -> None:
-        """Once a second: say how far it is here, and listen if anybody here wants to know of all."""
+        """Say how far it is here, and listen if anybody here wants to know of all; raises StoreUnavailable."""
         await self._listen_if_wanted()
         report = self._report() if self._heard else None
         events = [] if report is None else [Event(EventId(now_ms(), 0), Entry.START + json.dumps(report))]
@@ -61,12 +61,12 @@ class Progress:
     # The Listener.
 
     def heard(self, events: Sequence[Event]) -> None:
-        """What some node has published."""
+        """Pass on what some node has published."""
         for event in events:
             self._activity.pass_on(ACTIVITY_WITH_PROGRESS, "progress", json.loads(event.entry[1:]))
 
     def deleted(self) -> None:
-        """Nobody deletes what is kept nowhere."""
+        """Do nothing: nobody deletes what is kept nowhere."""
 
     def reconnected(self) -> None:
-        """The next second brings all of it again."""
+        """Do nothing: the next second brings all of it again."""

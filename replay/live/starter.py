@@ -117,7 +117,7 @@ class Starter:
         return await self._create(start_request, chosen or new_generation_id(), digest=digest)
 
     async def _start_once(self, start_request: StartRequest) -> Started:
-        """The claim decides on the id and the log on the producer, so any number of nodes may race."""
+        """Start or attach under a key: the claim decides on the id, and the log on the producer, so nodes may race."""
         fingerprint = await offload(start_request.size, start_request.fingerprint)
         key = (
             f"job\0{start_request.job}\0{fingerprint}"
@@ -292,7 +292,7 @@ class Starter:
             await self._store.delete(start.generation_id, run=start.run, idempotency=None)
 
     async def _correct_owner(self, generation_id: str) -> None:
-        """Two nodes have started the same id; the list has to name the one that won."""
+        """Have the list name the node that has won: two have started the same id."""
         (bounds,) = await self._store.bounds([generation_id])
         if bounds is not None and bounds.last.kind is not Kind.END:
             owner = decode_start(bounds.first.entry).node

@@ -35,7 +35,7 @@ def cut(transport: asyncio.Transport, framing: Framing) -> None:
 
 
 def _reset_on_close(transport: asyncio.Transport) -> None:
-    """Where closing is the end, only a reset tells a cut from it."""
+    """Make the next close a reset: where closing is the end, only that tells a cut from it."""
     with contextlib.suppress(OSError, AttributeError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
@@ -101,10 +101,10 @@ class StreamConnection(asyncio.Protocol):
         self.left()
 
     def drained(self) -> None:
-        """There is room again."""
+        """Write on: there is room again."""
 
     def left(self) -> None:
-        """Nothing more is to be written: the reader has gone, or has everything."""
+        """Let go of what is followed: the reader has gone, or has everything. It may come twice."""
 
     def _leave_to_others(self) -> None:
         """Go on in the next turn of the loop."""
@@ -118,11 +118,11 @@ class StreamConnection(asyncio.Protocol):
     # What comes from the transport.
 
     def data_received(self, data: bytes) -> None:
-        """Something was sent behind the request: nobody reads it, so nothing that follows can be a request."""
+        """Keep the connection from being given back: nobody reads what comes behind the request."""
         self._give_back = None
 
     def pause_writing(self) -> None:
-        """The transport is full."""
+        """Write nothing more, and set the deadline: the transport is full."""
         if self._transport is None:
             return
         self._full = True
@@ -130,7 +130,7 @@ class StreamConnection(asyncio.Protocol):
         self._handle = self._loop.call_later(self._deadline_s, self._too_slow)
 
     def resume_writing(self) -> None:
-        """The transport has drained."""
+        """Write on: the transport has drained."""
         self._full = False
         if self._transport is None or self._transport.is_closing():
             return
@@ -142,11 +142,11 @@ class StreamConnection(asyncio.Protocol):
         self.abort()
 
     def eof_received(self) -> bool:
-        """The reader has hung up: nobody will read what is still buffered."""
+        """Have the transport closed: the reader has hung up, and nobody will read what is still buffered."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """A client leaving is the most ordinary thing that happens."""
+        """Let go of everything; a client leaving is the most ordinary thing that happens."""
         self._cancel_timers()
         self._transport = None
         self.left()

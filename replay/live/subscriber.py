@@ -199,7 +199,7 @@ class Subscriber(StreamConnection):
     # What comes from the transport.
 
     def pause_writing(self) -> None:
-        """The transport is full: fall behind."""
+        """Fall behind: the transport is full."""
         super().pause_writing()
         if self._live:
             self._live = False
@@ -207,7 +207,7 @@ class Subscriber(StreamConnection):
             self._feed.fall_behind(self)
 
     def drained(self) -> None:
-        """There is room for more."""
+        """Write on: there is room for more."""
         self.pump()
 
     def left(self) -> None:

@@ -182,6 +182,7 @@ class Writer:
         self._acknowledge(rest)
 
     def _acknowledge(self, events: Sequence[Event]) -> None:
+        """Show what Valkey has acknowledged, and make room for more."""
         for event in events:
             self._pending.popleft()
             self._pending_bytes -= len(event.entry) + _PENDING_OVERHEAD

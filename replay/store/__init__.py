@@ -6,6 +6,14 @@ means: in the primary's memory, unless the server is set to more (`appendfsync a
 Every call raises StoreUnavailable when the store does not answer in time, and its subclass StoreRefused
 when it answers but will not do it. After either, an append may or may not have happened; the same append
 again tells.
+
+    valkey.py         ValkeyStore: the port on one Valkey, and its logs
+      lists.py, claims.py, leases.py, channels.py    the other parts of the port
+      keys.py         the names of all keys, and what stands in them
+      append.lua      the one way into a log; erase.lua, claim.lua, release.lua, forget.lua: what else has to be atomic
+      connection.py   Link: a connection that is made again; resp.py: what is said on it
+    rehearsal.py      whether Valkey lets this node do all that it needs
+    embedded.py       the Valkey server that comes with the package, as embedded.conf has it
 """
 
 from __future__ import annotations
@@ -77,16 +85,16 @@ class Renewed(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who follows a log on its channel."""
+    """Who follows a log on its channel; called from the event loop, and what it raises is logged and no more."""
 
     def heard(self, events: Sequence[Event]) -> None:
-        """Events were appended, here or on another node. Some may be known, some missing."""
+        """Take events that were appended, here or on another node; some may be known, some before them missing."""
 
     def deleted(self) -> None:
-        """The log was deleted."""
+        """Take note that the log was deleted."""
 
     def reconnected(self) -> None:
-        """The channel was cut and is back; whatever came in between was not heard."""
+        """Make up for what was not heard: the channel was cut, and is back."""
 
 
 class Logs(Protocol):
@@ -125,16 +133,16 @@ class Logs(Protocol):
         """
 
     async def request(self, generation_id: str) -> bytes | None:
-        """The request that was kept with a log; None where there is none."""
+        """Return the request that was kept with a log; None where there is none."""
 
     async def last(self, generation_id: str) -> Event | None:
-        """The last event; None when there is no log."""
+        """Return the last event; None when there is no log."""
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
-        """At most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""
+        """Return at most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""
 
     async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
-        """Both ends of each log, in the order asked; None for one that does not exist.
+        """Return both ends of each log, in the order asked; None for one that does not exist.
 
         However many are asked for, whoever else reads waits for a few of them at most.
         """
@@ -167,7 +175,7 @@ class Logs(Protocol):
         """Note that a run is over: its log must not be put back when it is gone. Holds for the ttl and BURIED_MS."""
 
     async def was_buried(self, generation_id: str, run: str) -> bool:
-        """Whether a log that is missing was deleted or has run out, and is not lost."""
+        """Tell whether a log that is missing was deleted or has run out, and is not lost."""
 
 
 class Lists(Protocol):
@@ -180,15 +188,15 @@ class Lists(Protocol):
         """List it as live no more."""
 
     async def live(self) -> dict[str, str]:
-        """Generation id -> producing node; may say too much, never too little."""
+        """Return the producing node by generation id; may say too much, never too little."""
 
     async def live_rows(self) -> list[Row]:
-        """The rows of those in `live`, in order; the time is 0 where it is on the list of recent ones no more."""
+        """Return the rows of those in `live`, in order; the time is 0 where one is not on the list of recent ones."""
 
     async def recent(
         self, *, before: Row | None, limit: int, since_ms: int | None = None, oldest_first: bool = False
     ) -> Page:
-        """Generations, newest first, behind the row ``before``, which need not exist; none created before a time.
+        """Return generations, newest first, behind ``before``, which need not exist; none created before a time.
 
         May name some that are gone.
         """
@@ -204,7 +212,7 @@ class Claims(Protocol):
         """Bind a key for some time, unless a claim has it that this one does not take over; what it is bound to."""
 
     async def claimed(self, key: str) -> Claim | None:
-        """What a key is bound to; None where it is not."""
+        """Return what a key is bound to; None where it is not."""
 
     async def release(self, key: str, token: str) -> None:
         """Unbind a key, if it is bound by the claim with this token."""
@@ -216,7 +224,7 @@ class Claims(Protocol):
         """Note it no more."""
 
     async def tries(self, digest: str) -> list[str]:
-        """What is noted under a digest, oldest first; may name what has ended or is gone."""
+        """Return what is noted under a digest, oldest first; may name what has ended or is gone."""
 
     async def take_try(self, generation_id: str, *, hold_ms: int) -> bool:
         """Take a generation for a retry, for some time; whether nobody else has."""
@@ -236,16 +244,16 @@ class Leases(Protocol):
         """Say that a node is gone."""
 
     async def alive(self, nodes: Collection[str]) -> set[str]:
-        """Which of these nodes are alive."""
+        """Return which of these nodes are alive."""
 
     async def listens(self, node: str) -> bool:
-        """Whether a node hears its notifications, which one that was killed does not long before its lease ends."""
+        """Tell whether a node hears its notifications; one that was killed does not, long before its lease ends."""
 
     async def report_subscribers(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
         """Say how many read what on a node, where that has changed; it holds as long as the lease."""
 
     async def subscribers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
-        """How many read each generation on the nodes that are alive, leaving out the node ``beside``."""
+        """Return how many read each generation on the nodes that are alive, leaving out the node ``beside``."""
 
 
 class Channels(Protocol):

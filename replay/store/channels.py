@@ -61,6 +61,7 @@ class ValkeyChannels:
                 self._confirmations[channel] = earlier[channel][-1:]
 
     def _pushed(self, push: list[Any]) -> None:
+        """Hand on what a channel brings: a message, a confirmation, an error."""
         kind, channel = push[0], push[1]
         if kind == b"error":
             for waiting in self._confirmations.values():

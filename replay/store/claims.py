@@ -31,7 +31,7 @@ class ValkeyClaims:
         return _read(bound)
 
     async def claimed(self, key: str) -> Claim | None:
-        """What a key is bound to."""
+        """Return what a key is bound to."""
         bound = await self._reads.ask("GET", self._keys.claim(key))
         return None if bound is None else _read(bound)
 
@@ -58,7 +58,7 @@ class ValkeyClaims:
         await self._appends.call("ZREM", self._keys.tries(digest), generation_id)
 
     async def tries(self, digest: str) -> list[str]:
-        """What calls with this digest have started, oldest first."""
+        """Return what calls with this digest have started, oldest first."""
         return [name.decode() for name in await self._reads.ask("ZRANGE", self._keys.tries(digest), 0, -1)]
 
     async def take_try(self, generation_id: str, *, hold_ms: int) -> bool:

@@ -238,8 +238,10 @@ class EmbeddedValkey:
         logger.info("valkey server stopped", extra={"server_pid": server.pid, "exit_status": server.returncode})
 
     def _remove_traces(self) -> None:
-        """Only while no server runs here: a killed one leaves its socket, a pid that may become anybody's, and half a
-        rewrite, as large as all its data, that no later server would remove.
+        """Remove what a killed server leaves, while none runs here.
+
+        That is its socket, a pid that may become anybody's, and half a rewrite, as large as all its data, that no later
+        server would remove.
         """
         for trace in (self._pid_file, self._socket, *self._data_dir.glob("temp-rewriteaof-*.aof")):
             trace.unlink(missing_ok=True)

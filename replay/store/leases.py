@@ -52,7 +52,7 @@ class ValkeyLeases:
         )
 
     async def alive(self, nodes: Collection[str]) -> set[str]:
-        """Which of these nodes are alive."""
+        """Return which of these nodes are alive."""
         names = list(nodes)
         answers = await asyncio.gather(*(self._reads.ask("EXISTS", self._keys.node(name)) for name in names))
         return {name for name, answer in zip(names, answers, strict=True) if answer}
@@ -73,7 +73,7 @@ class ValkeyLeases:
         await at_once(self._reads, *commands, ("PEXPIRE", key, lease_ms))
 
     async def subscribers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
-        """How many read each generation on the other nodes that are alive."""
+        """Return how many read each generation on the other nodes that are alive."""
         members = await self._reads.ask("ZRANGE", self._keys.nodes, 0, -1)
         nodes = [node for member in members if (node := member.decode()) != beside]
         if not generation_ids or not nodes:

@@ -44,12 +44,12 @@ class ValkeyLists:
         await self._appends.call("HDEL", self._keys.live, generation_id)
 
     async def live(self) -> dict[str, str]:
-        """Generation id -> producing node."""
+        """Return the producing node by generation id."""
         pairs = await self._reads.ask("HGETALL", self._keys.live)
         return {pairs[i].decode(): pairs[i + 1].decode() for i in range(0, len(pairs), 2)}
 
     async def live_rows(self) -> list[Row]:
-        """The rows of those in `live`, in order."""
+        """Return the rows of those in `live`, in order."""
         rows: dict[str, Row] = {}  # a scan may come by the same one twice
         cursor = b"0"
         while True:
@@ -63,7 +63,7 @@ class ValkeyLists:
     async def recent(
         self, *, before: Row | None, limit: int, since_ms: int | None = None, oldest_first: bool = False
     ) -> Page:
-        """Generations, newest first, behind the row ``before``."""
+        """Return generations, newest first, behind the row ``before``."""
         lowest, highest = "-inf" if since_ms is None else since_ms, "+inf"
         first = (lowest if oldest_first else highest) if before is None else before.created_ms
         span = (first, highest, "BYSCORE") if oldest_first else (first, lowest, "BYSCORE", "REV")

@@ -115,6 +115,7 @@ class Wire(asyncio.Protocol):
         self._unsent.append(command)
 
     def _flush(self) -> None:
+        """Write in one go what was asked for in this turn of the loop."""
         unsent, self._unsent = self._unsent, []
         if self._transport is not None:
             self._transport.write(b"".join(unsent))

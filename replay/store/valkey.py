@@ -166,17 +166,17 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
         return Refused(Event(keys.parse_event_id(answer[0]), answer[1]) if answer else None)
 
     async def request(self, generation_id: str) -> bytes | None:
-        """What was kept when the log was created."""
+        """Return what was kept when the log was created."""
         body: bytes | None = await self._reads.ask("GET", self._keys.request(generation_id))
         return body
 
     async def last(self, generation_id: str) -> Event | None:
-        """The last event; None when there is no log."""
+        """Return the last event; None when there is no log."""
         entries = await self._reads.ask("XREVRANGE", self._keys.events(generation_id), "+", "-", "COUNT", 1)
         return keys.parse_event(entries[0]) if entries else None
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
-        """At most ``limit`` events behind ``after``."""
+        """Return at most ``limit`` events behind ``after``."""
         start = "-" if after is None else f"({after}"
         entries = await self._reads.ask("XRANGE", self._keys.events(generation_id), start, "+", "COUNT", limit)
         return keys.parse_events(entries)
@@ -190,7 +190,7 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
         await self._appends.call("EVAL", _ERASE, 1, self._keys.events(generation_id), *map(str, event_ids))
 
     async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
-        """Both ends of each log, a bite at a time; those who want several take turns."""
+        """Return both ends of each log, read a bite at a time; those who want several take turns."""
         if len(generation_ids) == 1:
             return await self._read_bounds(generation_ids)
         bounds: list[Bounds | None] = []

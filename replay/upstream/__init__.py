@@ -1,4 +1,12 @@
-"""The upstream port: whatever generates."""
+"""The upstream port: whatever generates.
+
+    table.py          UpstreamTable: several upstreams, told apart by the model
+    openai.py         OpenAIUpstream: any OpenAI-compatible server
+      transport.py    HTTP to one of them; retries.py: whether a call is made again; body.py: reads the answer
+    demo.py           DemoUpstream: a recording that comes with the package
+
+A further protocol is a class here that has what `Upstream` names.
+"""
 
 from __future__ import annotations
 
@@ -52,16 +60,16 @@ class Upstream(Protocol):
     """Answers calls with an event stream of chunks; one of the Responses API with its own events, or with chunks."""
 
     async def default_model(self, credentials: Mapping[str, str] | None = None) -> str:
-        """The model for a request that names none; raises UpstreamError."""
+        """Return the model for a request that names none; raises UpstreamError."""
 
     def notice(self, model: str) -> str | None:
-        """What the reader of a generation has to be told, as that it is a demonstration."""
+        """Return what the reader of a generation has to be told, as that it is a demonstration; None for nothing."""
 
     def speaks_responses(self, model: str) -> bool | None:
         """Whether a call of the Responses API is answered as such, and not with chunks; None where nobody knows yet."""
 
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """OpenAI's list of models; raises UpstreamError."""
+        """Return OpenAI's list of models; raises UpstreamError."""
 
     def stream(self, call: Call) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Make the call and yield the pieces of the answer's body as they come; entered when it has been accepted.

@@ -30,19 +30,19 @@ class DemoUpstream:
         self._pause_s = 1 / tokens_per_second
 
     async def default_model(self, credentials: Mapping[str, str] | None = None) -> str:
-        """There is only one."""
+        """Return the only one."""
         return "demo"
 
     def notice(self, model: str) -> str | None:
-        """That it is a demonstration."""
+        """Return that it is a demonstration."""
         return _NOTICE
 
     def speaks_responses(self, model: str) -> bool | None:
-        """It only knows completions."""
+        """Return that it only knows completions."""
         return False
 
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """There is only one."""
+        """Return a list of the only one."""
         return {"object": "list", "data": [{"id": "demo", "object": "model", "created": 0, "owned_by": "replay"}]}
 
     @asynccontextmanager
@@ -69,7 +69,7 @@ class DemoUpstream:
         yield b"data: [DONE]\n\n"
 
     async def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def _chat_message(

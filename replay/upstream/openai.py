@@ -44,7 +44,7 @@ class OpenAIUpstream:
         self._omits_obfuscation = _knows_obfuscation(transport.url)
 
     async def default_model(self, credentials: Mapping[str, str] | None = None) -> str:
-        """The first model the upstream lists; raises UpstreamError."""
+        """Return the first model the upstream lists; raises UpstreamError."""
         if self._default_model is None:
             models = (await self.models(credentials))["data"]
             if not models:
@@ -53,15 +53,15 @@ class OpenAIUpstream:
         return self._default_model
 
     def notice(self, model: str) -> str | None:
-        """Nothing: it is a real one."""
+        """Return nothing: it is a real one."""
         return None
 
     def speaks_responses(self, model: str) -> bool | None:
-        """What was set, or has been found out."""
+        """Return what was set, or has been found out."""
         return self._speaks_responses
 
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The upstream's own list; raises UpstreamError."""
+        """Return the upstream's own list; raises UpstreamError."""
         response = await self._transport.request(
             "GET",
             "/models",

@@ -25,7 +25,7 @@ class UpstreamTable:
         raise ModelNotFound(f"model {model[:100]!r}: expected one of {patterns} (--upstreams)")
 
     async def default_model(self, credentials: Mapping[str, str] | None = None) -> str:
-        """The first model of the last row, which is the one for everything else where there is such a one."""
+        """Return the first model of the last row, mostly that for all others; raises ModelNotFound, UpstreamError."""
         pattern, upstream = self._rows[-1]
         models = (await upstream.models(credentials))["data"]
         for model in models:
@@ -35,7 +35,7 @@ class UpstreamTable:
         raise ModelNotFound(f"no model is listed that fits {pattern}; name one in the request")
 
     def notice(self, model: str) -> str | None:
-        """That of the upstream which answers."""
+        """Return that of the upstream which answers."""
         return self._of(model).notice(model)
 
     def speaks_responses(self, model: str) -> bool | None:
@@ -46,7 +46,7 @@ class UpstreamTable:
             return None
 
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What the upstreams list, each as far as it would be asked for it."""
+        """Return what the upstreams list, each as far as it would be asked for it; raises UpstreamError."""
         models = []
         for pattern, upstream in self._rows:
             answer = await upstream.models(credentials)

@@ -193,6 +193,7 @@ _PLAIN_TOKEN = b'event: token\ndata: {"type":"token","content":"%b","index":%d}\
 
 
 def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
+    """Events as an `EventSource` reads them."""
     log, blocks = recording.log, []
     for seq, end in _runs(log.entries, start, min(stop, len(log))):
         template = recording.template(seq) if log.entries[seq][0] in PIECES else None

@@ -125,7 +125,7 @@ class Growth:
         return len(self._ends[0]) - 1
 
     def add(self, filling: bytes) -> None:
-        """The next entry."""
+        """Take the next entry."""
         fillings = self._form.fillings(filling)
         for blank, so_far, ends in zip(self._form.growing, self._so_far, self._ends, strict=True):
             so_far += fillings[blank]

@@ -51,7 +51,7 @@ class Cursor:
         return cls(generation_ids, valid)
 
     def move(self, index: int, position: EventId | NoEvent) -> None:
-        """One generation's reader has come further."""
+        """Move on the position in one of the generations."""
         self._encoded[index] = _encode_position(position)
 
     def __bytes__(self) -> bytes:

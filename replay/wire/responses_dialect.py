@@ -94,7 +94,7 @@ class ResponsesDialect:
         return str(event["type"]).endswith(".delta") and not event.get("logprobs")
 
     def carried(self, event: Object) -> Object:
-        """The event itself too."""
+        """What the event carries as chat, and the event itself."""
         return {"choices": (as_chunk(event) or {}).get("choices", []), "event": event}
 
     def error_in(self, event: Object, name: bytes) -> Any:
