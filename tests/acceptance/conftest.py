@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from playwright.async_api import BrowserContext
 from support.activity import ActivityWire
+from support.browser import Tab, chromium, open_tab
+from support.dashboard import BROWSERS_OWN, Open
+from support.node import Node
 from support.valkey import ValkeyServer
 
 
@@ -14,3 +18,25 @@ async def activity_wire(valkey: ValkeyServer) -> AsyncIterator[ActivityWire]:
     """The wire between a node and Valkey, for faults that hit the activity alone."""
     async with ActivityWire(valkey.url) as wire:
         yield wire
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[BrowserContext]:
+    """A fresh Chromium."""
+    async with chromium(watch=False) as context:
+        yield context
+
+
+@pytest.fixture
+async def open_page(browser: BrowserContext, node: Node) -> AsyncIterator[Open]:
+    """Open a page of the node; at the end of the test none of them may have complained."""
+    tabs: list[Tab] = []
+
+    async def open_page(path: str = "/", context: BrowserContext | None = None, url: str | None = None) -> Tab:
+        tab = await open_tab(context or browser, f"{url or node.url}{path}")
+        tabs.append(tab)
+        return tab
+
+    yield open_page
+    for tab in tabs:
+        assert [each for each in tab.complaints if not each.startswith(BROWSERS_OWN)] == []
