@@ -67,7 +67,7 @@ async def test_feed_expires_and_is_trimmed(make_node, valkey, upstream):
     upstream.script = say("a")
     await many_at_once([node.api.run] * 350, limit=20)
     # then
-    await eventually("the feed to be trimmed", lambda: length(valkey), lambda events: events <= 1.25 * KEPT)
+    await eventually("the activity to be trimmed", lambda: length(valkey), lambda events: events <= 1.25 * KEPT)
     await settled(upstream, node.api)
     events = await kept(node.api)
     assert KEPT <= len(events) <= 1.25 * KEPT

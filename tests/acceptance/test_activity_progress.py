@@ -29,7 +29,7 @@ async def progressed(source: EventSourceClient, id: str, accept: Callable[[dict[
             return data
 
 
-async def watched(source: EventSourceClient, counts: Mapping[str, int]) -> None:
+async def until_subscribers(source: EventSourceClient, counts: Mapping[str, int]) -> None:
     """Wait until all nodes together have told of so many readers."""
     nodes: dict[str, dict[str, int]] = {}
 
@@ -82,7 +82,7 @@ async def test_progress_of_all_nodes_is_told_to_who_asks_for_it(service, other_s
             await r1.event("live")
             await r2.event("live")
             for source in (asking, b):
-                await watched(source, {one: 2, two: 1})
+                await until_subscribers(source, {one: 2, two: 1})
         # when one has ended, then only the other is told of
         await by_id[one].finish()
         for source in (asking, b):

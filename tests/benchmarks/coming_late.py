@@ -50,9 +50,9 @@ class Size:
 
 
 LONG = 10_000  # events of the generation that late joiners get
-VIEWERS = 1000
-BACKLOG = 1000  # events for each of the viewers
-_AT_ONCE_BY_DESCRIPTORS = 9_500  # of 20,000: the aiohttp tutorial's viewer takes two
+SUBSCRIBERS = 1000
+BACKLOG = 1000  # events for each of the subscribers
+_AT_ONCE_BY_DESCRIPTORS = 9_500  # of 20,000: the aiohttp tutorial's subscriber takes two
 
 
 def _failed(mark: LoadMark) -> int:
@@ -346,15 +346,15 @@ def _forget_peak(pid: int) -> None:
 
 
 async def storm(port: int, pids: Mapping[str, int], request: bytes, *, contiguous: bool) -> Storm:
-    """Let all viewers connect at once, and wait until each has its backlog; raises RuntimeError if an id is missing."""
+    """Let all connect at once, and wait until each has its backlog; raises RuntimeError if an id is missing."""
     for pid in pids.values():
         _forget_peak(pid)
     resident, cpu, began_s = _resident(pids), cpu_of(pids), time.monotonic()
 
     def over(mark: LoadMark) -> bool:
-        return mark.complete + _failed(mark) >= VIEWERS
+        return mark.complete + _failed(mark) >= SUBSCRIBERS
 
-    crowd = [Subscribers(request, VIEWERS)]
+    crowd = [Subscribers(request, SUBSCRIBERS)]
     async with Load(port, crowd, sample=20 if contiguous else 0, target=BACKLOG, contiguous=contiguous) as load:
         mark = await load.until("all to have all", over, _ENDS_S)
         end = await load.stop()
@@ -418,7 +418,7 @@ async def _storms_elsewhere(kind: type[Peer], size: Size) -> list[Storm]:
 
 
 def _cpu_us(runs: list[Storm]) -> Figure:
-    return Figure([1e6 * sum(run.cpu_s.values()) / (VIEWERS * BACKLOG) for run in runs])
+    return Figure([1e6 * sum(run.cpu_s.values()) / (SUBSCRIBERS * BACKLOG) for run in runs])
 
 
 def _wall_s(runs: list[Storm]) -> float:
@@ -451,8 +451,11 @@ async def storms(size: Size) -> None:
         except Missing as missing:
             rows.append([kind.name, f"missing: {missing}", *[""] * 7])
     head = ("side", "s until all have all", "replay / it", "µs CPU an event", "replay / it", "peak, MiB more", "failed")
-    print(f"{VIEWERS:,} viewers come back at once, each for {BACKLOG:,} events; beside the peers, replay's slowest.")
-    print("Marks: at most a tenth of nchan's time; Valkey reads the log (XRANGE) as often as for one viewer\n")
+    print(
+        f"{SUBSCRIBERS:,} subscribers come back at once, each for {BACKLOG:,} events; "
+        "beside the peers, replay's slowest."
+    )
+    print("Marks: at most a tenth of nchan's time; Valkey reads the log (XRANGE) as often as for one subscriber\n")
     print(table((*head, "XRANGE", "XREVRANGE, one entry"), rows), flush=True)
 
 

@@ -170,8 +170,8 @@ async def test_raw_reader_tells_a_clean_end_from_an_abort() -> None:
         lambda writer: (writer.write(EVENT_STREAM + b"5\r\nab"), writer.write_eof()),
     )
     async with serving(*answers) as (url, _):
-        bounds = [await read_stream(url) for _ in answers]
-    assert [(answer.body, answer.clean) for answer in bounds] == [
+        ends = [await read_stream(url) for _ in answers]
+    assert [(answer.body, answer.clean) for answer in ends] == [
         (b"data: a\n\ndata: b", True),
         (b"data: a\n\ndata: b", False),
         (b"abc", True),
