@@ -10,6 +10,7 @@ import re
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,11 +26,14 @@ from benchmarks.programs import (
     paced,
     post,
 )
+from benchmarks.recording import PARTS, part_of
 from support.api import text_of
 from support.deadlines import DEADLINE_S, within
 from support.http1 import open_stream, request, reset_on_close
 from support.ports import free_port
 from support.sse import messages
+
+REPOSITORY = Path(__file__).parents[2]
 
 ASK = get("/")
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -555,3 +559,16 @@ def test_machine_without_a_compiler_is_told_what_to_install(monkeypatch):
 
     with pytest.raises(ProgramFailed, match="apt-get install --no-install-recommends gcc libc6-dev"):
         compiled("load")
+
+
+def test_parts_of_a_profile_are_files_that_there_are():
+    named = {
+        f"replay/{folder}/{name}.py"
+        for pattern in PARTS.values()
+        for folder, names in re.findall(r"\(replay/(\w+)/\(?([\w|]+)\)?\\.py", pattern)
+        for name in names.split("|")
+    }
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not (REPOSITORY / path).exists()] == []
+    for path in named:
+        assert part_of(["run (asyncio/runners.py:1)", f"call ({path}:1)"]) in PARTS

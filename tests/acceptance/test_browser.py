@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import BrowserContext
-from support.api import Api
 from support.browser import CLOSED, CONNECTING, OPEN, Tab, chromium, open_tab
 from support.deadlines import eventually
 from support.fault_proxy import FaultProxy
 from support.node import Node
+from support.running import begin
 from support.site import Site
 from support.sse import Message
-from support.upstream import Call, ScriptedUpstream
 
 MakeNode = Callable[..., Awaitable[Node]]
 
@@ -83,16 +82,6 @@ def show(browser: BrowserContext, network: FaultProxy) -> Callable[..., Awaitabl
         return await open_tab(browser, f"{network.url}/pages/{page}#{id}")
 
     return show
-
-
-async def begin(api: Api, upstream: ScriptedUpstream, *texts: str) -> tuple[str, Call]:
-    """A generation that has said these texts and goes on."""
-    id = (await api.start())["id"]
-    call = await upstream.called()
-    for text in texts:
-        await call.say(text)
-    await api.has(id, 1 + len(texts))
-    return id, call
 
 
 async def log_of(tab: Tab) -> list[Message]:

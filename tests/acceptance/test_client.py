@@ -35,7 +35,7 @@ TEXT = "word0 👩‍👩‍👧‍👦 \u2028\r\n\x85 end"
 
 
 class Threaded:
-    """`Client` behind the face of `AsyncClient`."""
+    """`Client` behind the interface of `AsyncClient`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._client = replay.Client(*arguments, **options)

@@ -118,7 +118,7 @@ async def test_each_event_comes_before_the_next_is_produced_and_a_page_that_leav
             await call.say(f"token {n};")
             await reader.until(b"token %d;" % n)
 
-    async def watched() -> int:
+    async def count() -> int:
         return (await node.api.generation(generation["id"]))["subscribers"]
 
-    await eventually("nobody to watch", watched, lambda subscribers: subscribers == 0)
+    await eventually("nobody to subscribe", count, lambda subscribers: subscribers == 0)

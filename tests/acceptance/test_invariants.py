@@ -250,7 +250,7 @@ async def test_a_valkey_that_is_away_is_not_taken_for_the_death_of_a_node(make_n
         assert text_of(await nodes[0].api.log(id)) == "aa"
 
 
-# 5. Readers cost themselves, and 6. Valkey's load does not grow with viewers: tests/integration/test_readers.py.
+# 5. Readers cost themselves, and 6. Valkey's load does not grow with subscribers: tests/integration/test_readers.py.
 
 
 # 7. Nothing lives for ever.

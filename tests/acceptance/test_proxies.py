@@ -607,10 +607,10 @@ async def test_a_node_learns_that_a_reader_has_left(
         await reader.until(b"event: live")
         assert (await node.api.generation(generation["id"]))["subscribers"] == 1
 
-    async def watched() -> int:
+    async def count() -> int:
         return (await node.api.generation(generation["id"]))["subscribers"]
 
-    await eventually("nobody to watch", watched, lambda subscribers: subscribers == 0)
+    await eventually("nobody to subscribe", count, lambda subscribers: subscribers == 0)
 
 
 # With TLS, as each file says, and so in HTTP/2 where that is right.

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from playwright.async_api import BrowserContext, Route
-from support.api import Api, text_of
-from support.browser import Tab, chromium
+from support.api import text_of
+from support.browser import Tab
 from support.fault_proxy import FaultProxy
 from support.node import Node
-from support.upstream import Call, ScriptedUpstream, generate
+from support.running import begin
+from support.upstream import generate
 
 pytestmark = pytest.mark.slow  # all of it together takes more than a minute
 
@@ -58,12 +59,6 @@ _BROWSERS_OWN = "Failed to load resource"
 
 
 @pytest.fixture
-async def browser() -> AsyncIterator[BrowserContext]:
-    async with chromium(watch=False) as context:
-        yield context
-
-
-@pytest.fixture
 async def follow(browser: BrowserContext, node: Node) -> AsyncIterator[Follow]:
     """Open a page that follows these generations."""
     tabs: list[Tab] = []
@@ -81,16 +76,6 @@ async def follow(browser: BrowserContext, node: Node) -> AsyncIterator[Follow]:
     yield follow
     for tab in tabs:
         assert [each for each in tab.complaints if not each.startswith(_BROWSERS_OWN)] == []
-
-
-async def begin(api: Api, upstream: ScriptedUpstream, *texts: str) -> tuple[str, Call]:
-    """A generation that has said these texts and goes on."""
-    id = (await api.start())["id"]
-    call = await upstream.called()
-    for text in texts:
-        await call.say(text)
-    await api.has(id, 1 + len(texts))
-    return id, call
 
 
 # Against a node.

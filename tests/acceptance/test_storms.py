@@ -63,9 +63,9 @@ async def test_a_generation_arrives_identical_at_fifty_readers_through_cuts_and_
         ]
 
         async def kill_valkey() -> None:
-            watcher = readers[0]
+            leader = readers[0]
             for place, shorter in ((TOKENS // 3, False), (2 * TOKENS // 3, True)):
-                await until_received(watcher, place)
+                await until_received(leader, place)
                 snapshot = valkey.snapshot()
                 await asyncio.sleep(0.2)  # what is lost by coming back shorter
                 if shorter:
@@ -116,8 +116,8 @@ async def test_a_generation_arrives_identical_while_the_nodes_that_serve_it_die_
         # when these are killed, paused, drained, and started again, in turns
         for round_, how in enumerate(("kill", "stop", "pause", "kill")):
             node = serving[round_ % 2]
-            watcher = readers[round_ % 2]
-            await until_received(watcher, len(watcher.received) + 60)
+            leader = readers[round_ % 2]
+            await until_received(leader, len(leader.received) + 60)
             if how == "pause":
                 node.pause()
                 await asyncio.sleep(1.5)  # longer than its lease, and than the timeout of its connections

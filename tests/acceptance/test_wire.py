@@ -346,7 +346,7 @@ async def test_events_of_an_upstream_that_speaks_responses_have_none_of_it(make_
     answer = await api.post("/v1/responses", {"model": "m", "input": "Hi", "stream": True})
     id = answer.headers["replay-generation-id"]
     assert upstream.calls[-1].path.endswith("/responses")
-    # then no face shows them
+    # then no format shows them
     resumed = await read_stream(api.at(f"/v1/responses/{id}", stream="true", starting_after=1))
     for each in (answer, resumed, await api.read(id), await api.read(id, LINES), await api.read(id, format="openai")):
         assert not RAW.search(each.body)
@@ -398,10 +398,10 @@ async def test_chunks_are_whole_blocks_and_small(
     assert_whole_blocks(stream, b"\n" if headers else b"\n\n")
 
 
-@pytest.mark.parametrize("face", ["openai", "events of several", "chat"])
-async def test_chunks_of_other_faces_are_whole_blocks_and_small(service: Api, upstream: Any, face: str) -> None:
+@pytest.mark.parametrize("way", ["openai", "events of several", "chat"])
+async def test_chunks_of_other_faces_are_whole_blocks_and_small(service: Api, upstream: Any, way: str) -> None:
     upstream.script = in_a_burst
-    if face == "chat":
+    if way == "chat":
         stream = await open_stream(
             service.at("/v1/chat/completions"),
             method="POST",
@@ -411,7 +411,7 @@ async def test_chunks_of_other_faces_are_whole_blocks_and_small(service: Api, up
         service.started.append(stream.headers["replay-generation-id"])
     else:
         id = await service.run()
-        url = service.at("/events", generation=id) if face != "openai" else service.events_url(id, format="openai")
+        url = service.at("/events", generation=id) if way != "openai" else service.events_url(id, format="openai")
         stream = await open_stream(url, headers={"Accept": "text/event-stream"})
     await stream.to_end()
     assert_whole_blocks(stream, b"\n\n")

@@ -250,7 +250,7 @@ def _all(run: Replayed, joiners: int) -> Replayed:
 
 async def late_joiners(size: Size) -> None:
     """A whole generation for who comes when it has ended."""
-    names = ("in memory, one after another", "in memory, all at once", "read from Valkey, the first joiner of each")
+    names = ("in memory, one after another", "in memory, all at once", "read from Valkey, the first reader of each")
     runs: dict[str, list[Replayed]] = {name: [] for name in names}
     async with Replay(nodes=2) as side:
         for _ in range(size.repeats):
@@ -452,7 +452,8 @@ async def storms(size: Size) -> None:
             rows.append([kind.name, f"missing: {missing}", *[""] * 7])
     head = ("side", "s until all have all", "replay / it", "µs CPU an event", "replay / it", "peak, MiB more", "failed")
     print(
-        f"{SUBSCRIBERS:,} subscribers come back at once, {BACKLOG:,} events each; beside the peers, replay's slowest."
+        f"{SUBSCRIBERS:,} subscribers come back at once, each for {BACKLOG:,} events; "
+        "beside the peers, replay's slowest."
     )
     print("Marks: at most a tenth of nchan's time; Valkey reads the log (XRANGE) as often as for one subscriber\n")
     print(table((*head, "XRANGE", "XREVRANGE, one entry"), rows), flush=True)

@@ -343,12 +343,13 @@ async def few_each(size: Size) -> None:
 
 # The innermost frame that one of these fits says whose it is; what helps all of them (`model`, `wire/json.py`) is
 # its caller's.
-_PARTS = {
+PARTS = {
     "read the upstream": r"\(replay/upstream/|\(aiohttp/(client|streams|helpers|base_protocol)|\((httpx|openai)",
     "decode and record": r"^Decoder\.|\(replay/wire/(openai|responses)\.py|\(replay/live/producer\.py",
     "append": r"\(replay/live/(writer|repair)\.py|\(replay/store/",
-    "write": r"^Feed\._broadcast |\(replay/live/(subscriber|outlet)\.py",
-    "frame": r"\(replay/wire/(events|sse|openai_faces|responses_face)\.py|\(replay/live/feed\.py",
+    "write": r"^Feed\._broadcast |\(replay/live/(subscriber|stream_connection)\.py",
+    "frame": r"\(replay/wire/(events|sse|framing|openai_formats|responses_format)\.py|"
+    r"\(replay/live/(feed|encoding)\.py",
 }
 _LOOP = "the event loop: epoll, recv, calling what is due"
 _OTHER = "other"
@@ -359,7 +360,7 @@ def part_of(stack: Sequence[str]) -> str | None:
     if any("concurrent/futures/thread.py" in frame for frame in stack):
         return None
     for frame in reversed(stack):
-        for part, pattern in _PARTS.items():
+        for part, pattern in PARTS.items():
             if re.search(pattern, frame):
                 return part
     return _LOOP if "asyncio/runners.py" in stack[-1] else _OTHER
@@ -398,7 +399,7 @@ def parts_in(profile: str) -> Counter[str]:
 async def parts(size: Size) -> None:
     """Where the node's time goes, by sampling; the samples are taken after the cost was."""
     head = ["part"]
-    rows = [[part] for part in (*_PARTS, _LOOP, _OTHER, "in all")]
+    rows = [[part] for part in (*PARTS, _LOOP, _OTHER, "in all")]
     for generations, subscribers in size.read:
         head += [f"{generations} × {subscribers}", "µs a token"]
         with tempfile.TemporaryDirectory() as directory:

@@ -32,7 +32,7 @@ async def apis(service: Api, other_service: Api) -> tuple[Api, Api]:
     return service, other_service
 
 
-async def watched(api: Api, id: str, count: int) -> None:
+async def until_subscribers(api: Api, id: str, count: int) -> None:
     """Wait until a node knows that so many read a generation, here and elsewhere."""
     await eventually(f"{count} readers", lambda: api.generation(id), lambda g: g["subscribers"] == count)
 
@@ -263,13 +263,13 @@ async def test_reader_keeps_a_generation_alive_after_its_node_was_paused(make_no
     await upstream.called()
     async with watching.api.source(id) as there:
         await there.event("live")
-        await watched(producing.api, id, 1)
+        await until_subscribers(producing.api, id, 1)
         watching.pause()
-        await watched(producing.api, id, 0)
+        await until_subscribers(producing.api, id, 0)
 
         # when it wakes up, then the reader counts again
         watching.resume()
-        await watched(producing.api, id, 1)
+        await until_subscribers(producing.api, id, 1)
 
 
 async def test_reader_whose_node_died_does_not_keep_a_generation_alive(pair, upstream):
@@ -278,7 +278,7 @@ async def test_reader_whose_node_died_does_not_keep_a_generation_alive(pair, ups
     call = await upstream.called()
     async with watching.api.source(id) as there:
         await there.event("live")
-        await watched(producing.api, id, 1)
+        await until_subscribers(producing.api, id, 1)
         watching.kill()
         generation = await producing.api.ended(id)
         assert (generation["status"], generation["error"]["code"]) == ("cancelled", "abandoned")
@@ -340,7 +340,7 @@ async def test_list_and_reader_counts_are_the_same_on_all_nodes(apis, upstream):
 
         # then both nodes list all of them, newest first, with all their readers
         for api in apis:
-            await watched(api, started[0], 3)
+            await until_subscribers(api, started[0], 3)
             everything = (await api.get("/generations")).json()["generations"]
             listed = [generation for generation in everything if generation["id"] in started]
             assert [generation["id"] for generation in listed] == started[::-1]
@@ -350,7 +350,7 @@ async def test_list_and_reader_counts_are_the_same_on_all_nodes(apis, upstream):
     # and when the readers have left, and one has ended, that is known everywhere too
     await calls[1].finish()
     for api in apis:
-        await watched(api, started[0], 0)
+        await until_subscribers(api, started[0], 0)
         assert (await api.ended(started[1]))["status"] == "completed"
         done = (await api.get("/generations", status="completed")).json()["generations"]
         assert [generation["id"] for generation in done if generation["id"] in started] == [started[1]]

@@ -190,8 +190,8 @@ async def test_stalled_readers_do_not_grow_the_node(make_node, upstream):
         assert await metric(node.api, "replay_subscribers") == 40
 
 
-@pytest.mark.parametrize("face", ["", "lines", "format=openai", "resumed", "many"])
-async def test_a_reader_that_reads_nothing_holds_no_more_than_its_buffer_and_an_event(make_node, upstream, face):
+@pytest.mark.parametrize("way", ["", "lines", "format=openai", "resumed", "many"])
+async def test_a_reader_that_reads_nothing_holds_no_more_than_its_buffer_and_an_event(make_node, upstream, way):
     # given a generation of 30 MB in events of 150 kB
     node = await make_node(write_deadline_s=60, heal_window_s=0)
     id = (await node.api.start())["id"]
@@ -204,8 +204,8 @@ async def test_a_reader_that_reads_nothing_holds_no_more_than_its_buffer_and_an_
 
     # when many ask for it and read nothing
     urls = {"many": f"{node.url}/events?generation={id}", "resumed": node.api.events_url(id, after=second)}
-    url = urls.get(face) or node.api.events_url(id) + (f"?{face}" if "=" in face else "")
-    accept = {"Accept": "application/x-ndjson"} if face == "lines" else {}
+    url = urls.get(way) or node.api.events_url(id) + (f"?{way}" if "=" in way else "")
+    accept = {"Accept": "application/x-ndjson"} if way == "lines" else {}
     readers = [await read(url, receive_buffer=4096, **accept) for _ in range(20)]
     for reader in readers:
         await reader.has(b" 200 ")
@@ -223,7 +223,7 @@ async def test_a_reader_that_reads_nothing_holds_no_more_than_its_buffer_and_an_
     readers[0].go_on_reading()
     await readers[0].ended()
     assert readers[0].clean
-    assert readers[0].body.count(b"x" * 150_000) == 200 - (face == "resumed")
+    assert readers[0].body.count(b"x" * 150_000) == 200 - (way == "resumed")
     for reader in readers:
         reader.transport.abort()
 

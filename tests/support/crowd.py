@@ -95,7 +95,8 @@ class Reader(asyncio.Protocol):
 
 
 def _dechunked(data: bytes) -> tuple[bytes, bool]:
-    body, place = [], 0
+    body: list[bytes] = []
+    place = 0
     while (end := data.find(b"\r\n", place)) >= 0:
         size = int(data[place:end], 16)
         if not size:

@@ -206,6 +206,7 @@ class FaultProxy:
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: _Direction) -> None:
         with contextlib.suppress(OSError):  # a side that went away ends the link
             while data := await source.read(_PIECE):
+                self._see(data, way)
                 await way.passage()
                 if way is self.replies and self._cut_at is not None and way.bytes + len(data) >= self._cut_at:
                     data = data[: self._cut_at - way.bytes]
@@ -217,6 +218,9 @@ class FaultProxy:
                 way.bytes += len(data)
                 sink.write(data)
                 await sink.drain()
+
+    def _see(self, data: bytes, way: _Direction) -> None:
+        """Look at what has come, before it is held or goes on; for subclasses that decide by that."""
 
 
 def _reserve(port: int) -> socket.socket:

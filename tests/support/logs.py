@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from support.sse import Message
@@ -21,7 +21,7 @@ async def stored_ids(valkey: ValkeyServer, id: str) -> list[str]:
     return [name for name, _ in await stored(valkey, id)]
 
 
-def ids(events: Sequence[Message]) -> list[str]:
+def ids(events: Iterable[Message]) -> list[str]:
     """Their event ids."""
     return [event.last_event_id for event in events]
 
@@ -52,3 +52,10 @@ async def commands(valkey: ValkeyServer) -> dict[str, dict[str, Any]]:
     async with valkey.client() as client:
         found: dict[str, dict[str, Any]] = await client.info("commandstats")
     return found
+
+
+async def calls_of(valkey: ValkeyServer) -> int:
+    """How many commands Valkey has carried out, without those of the test."""
+    stats = await commands(valkey)
+    own = ("info", "client", "hello", "auth", "select", "ping", "config")
+    return sum(stat["calls"] for name, stat in stats.items() if not name.removeprefix("cmdstat_").startswith(own))

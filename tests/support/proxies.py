@@ -221,7 +221,7 @@ class Proxy(Process):
             "certificate": str(certificate),
         }
         directory.mkdir()
-        self._write_configuration(self.shipped.here | (self.shipped.tls if certificate else {}))
+        self._write_configuration({**self.shipped.here, **(self.shipped.tls if certificate else {})})
 
     def _write_configuration(self, replacements: Mapping[str, str]) -> None:
         names = (self.shipped.file, *self.shipped.beside)

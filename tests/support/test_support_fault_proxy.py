@@ -42,7 +42,7 @@ async def connected(proxy: FaultProxy) -> AsyncIterator[tuple[asyncio.StreamRead
         writer.transport.abort()
 
 
-async def test_proxy_passes_on_and_counts(proxy):
+async def test_proxy_passes_on_and_counts(proxy: FaultProxy) -> None:
     async with connected(proxy) as (reader, writer):
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
@@ -51,7 +51,7 @@ async def test_proxy_passes_on_and_counts(proxy):
     assert proxy.url == f"echo://:pw@127.0.0.1:{proxy.port}/0"
 
 
-async def test_held_reply_was_executed_and_comes_after_release(proxy, seen):
+async def test_held_reply_was_executed_and_comes_after_release(proxy: FaultProxy, seen: list[bytes]) -> None:
     async with connected(proxy) as (reader, writer):
         proxy.hold_replies()
         writer.write(b"a")
@@ -62,7 +62,7 @@ async def test_held_reply_was_executed_and_comes_after_release(proxy, seen):
         assert await reader.readexactly(1) == b"a"
 
 
-async def test_held_request_was_not_executed(proxy, seen):
+async def test_held_request_was_not_executed(proxy: FaultProxy, seen: list[bytes]) -> None:
     async with connected(proxy) as (reader, writer):
         proxy.hold_requests()
         writer.write(b"a")
@@ -72,7 +72,7 @@ async def test_held_request_was_not_executed(proxy, seen):
         assert await reader.readexactly(1) == b"a"
 
 
-async def test_held_reply_is_lost_by_a_cut(proxy, seen):
+async def test_held_reply_is_lost_by_a_cut(proxy: FaultProxy, seen: list[bytes]) -> None:
     async with connected(proxy) as (reader, writer):
         proxy.hold_replies()
         writer.write(b"a")
@@ -88,7 +88,7 @@ async def test_held_reply_is_lost_by_a_cut(proxy, seen):
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-async def test_cut_after_lets_exactly_so_many_reply_bytes_through(proxy, count):
+async def test_cut_after_lets_exactly_so_many_reply_bytes_through(proxy: FaultProxy, count: int) -> None:
     async with connected(proxy) as (reader, writer):
         writer.write(b"before")
         await reader.readexactly(6)
@@ -101,7 +101,7 @@ async def test_cut_after_lets_exactly_so_many_reply_bytes_through(proxy, count):
         assert await reader.readexactly(9) == b"once only"
 
 
-async def test_refused_connections_leave_the_standing_ones_alone(proxy):
+async def test_refused_connections_leave_the_standing_ones_alone(proxy: FaultProxy) -> None:
     async with connected(proxy) as (reader, writer):
         writer.write(b"a")
         await reader.readexactly(1)
@@ -116,7 +116,7 @@ async def test_refused_connections_leave_the_standing_ones_alone(proxy):
             assert await second.readexactly(1) == b"c"
 
 
-async def test_close_of_one_side_closes_the_other(proxy):
+async def test_close_of_one_side_closes_the_other(proxy: FaultProxy) -> None:
     async with connected(proxy) as (reader, writer):
         writer.write(b"last words")
         await reader.readexactly(10)
@@ -129,7 +129,7 @@ async def test_close_of_one_side_closes_the_other(proxy):
     await eventually("no connection left", connections, lambda count: count == 0)
 
 
-async def test_unreachable_target_resets_the_client():
+async def test_unreachable_target_resets_the_client() -> None:
     async with FaultProxy("echo://127.0.0.1:1") as proxy, connected(proxy) as (reader, writer):
         writer.write(b"a")
         with pytest.raises(ConnectionResetError):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.http1 import open_stream, request
-from support.samples import SAMPLES
+from support.http1 import Stream, open_stream, request
+from support.samples import SAMPLES, Sample
 from support.sse import messages, read_stream
 from support.upstream import USAGE, ScriptedUpstream, generate, play, say
 from support.valkey import ValkeyServer
 
 
-async def test_valkey_comes_back_with_its_data_after_kill_and_shorter_after_restore(valkey):
+async def test_valkey_comes_back_with_its_data_after_kill_and_shorter_after_restore(valkey: ValkeyServer) -> None:
     # given a snapshot between two writes
     async with valkey.client() as client:
         await client.xadd("log", {"e": "first"}, id="1-0")
@@ -31,7 +34,7 @@ async def test_valkey_comes_back_with_its_data_after_kill_and_shorter_after_rest
         assert await client.xrange("log") == [(b"1-0", {b"e": b"first"})]
 
 
-async def test_valkey_answers_on_a_unix_socket_and_asks_for_its_password(tmp_path):
+async def test_valkey_answers_on_a_unix_socket_and_asks_for_its_password(tmp_path: Path) -> None:
     server = ValkeyServer(tmp_path / "valkey", requirepass="p@ss/word", maxmemory="64mb")
     server.start()
     try:
@@ -45,7 +48,7 @@ async def test_valkey_answers_on_a_unix_socket_and_asks_for_its_password(tmp_pat
     assert not server.running
 
 
-async def test_paused_valkey_answers_after_resume(valkey):
+async def test_paused_valkey_answers_after_resume(valkey: ValkeyServer) -> None:
     async with valkey.client(socket_timeout=0.1, retry=None) as client:
         await client.ping()
         valkey.pause()
@@ -56,18 +59,18 @@ async def test_paused_valkey_answers_after_resume(valkey):
 
 
 @pytest.fixture
-async def upstream():
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
     async with ScriptedUpstream() as server:
         yield server
 
 
-async def ask(upstream, path="/chat/completions", **body):
-    body = json.dumps({"model": "m", "stream": True, **body}).encode()
+async def ask(upstream: ScriptedUpstream, path: str = "/chat/completions", **fields: Any) -> Stream:
+    body = json.dumps({"model": "m", "stream": True, **fields}).encode()
     headers = {"Content-Type": "application/json", "Authorization": "Bearer k"}
     return await open_stream(upstream.url + path, method="POST", headers=headers, body=body)
 
 
-async def test_upstream_answers_step_by_step(upstream):
+async def test_upstream_answers_step_by_step(upstream: ScriptedUpstream) -> None:
     # given a call that has been answered with its headers only
     asking = asyncio.create_task(ask(upstream, temperature=0))
     call = await upstream.called()
@@ -97,7 +100,7 @@ async def test_upstream_answers_step_by_step(upstream):
     assert whole.clean
 
 
-async def test_upstream_notices_a_hang_up_and_can_cut(upstream):
+async def test_upstream_notices_a_hang_up_and_can_cut(upstream: ScriptedUpstream) -> None:
     for keep_alive in (True, False):
         upstream.keep_alive = keep_alive
         asking = asyncio.create_task(ask(upstream))
@@ -118,14 +121,14 @@ async def test_upstream_notices_a_hang_up_and_can_cut(upstream):
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=list(SAMPLES))
-async def test_upstream_plays_a_sample_byte_for_byte(upstream, sample):
+async def test_upstream_plays_a_sample_byte_for_byte(upstream: ScriptedUpstream, sample: Sample) -> None:
     upstream.script = play(sample, piece=100)
     answer = await (await ask(upstream)).to_end()
     assert (answer.status, answer.body, answer.clean) == (sample.status, sample.body, not sample.cut)
     assert answer.headers["content-type"] == sample.headers["content-type"]
 
 
-async def test_upstream_generates_by_itself(upstream):
+async def test_upstream_generates_by_itself(upstream: ScriptedUpstream) -> None:
     upstream.script = generate(3, per_second=1000, text="w{} ")
     answer = await (await ask(upstream)).to_end()
     assert b'"w0 "' in answer.body
@@ -136,7 +139,7 @@ async def test_upstream_generates_by_itself(upstream):
     assert len(upstream.calls) == 2
 
 
-async def test_upstream_lists_models(upstream):
+async def test_upstream_lists_models(upstream: ScriptedUpstream) -> None:
     answer = await request("GET", upstream.url + "/models")
     assert [model["id"] for model in answer.json()["data"]] == ["test-model", "other-model"]
     assert upstream.model_calls == 1

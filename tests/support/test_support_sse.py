@@ -34,18 +34,18 @@ EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-
         (b"data: \xff\n\n", [("message", "\ufffd", "")]),
     ],
 )
-def test_parser_follows_the_rules(body, expected):
+def test_parser_follows_the_rules(body: bytes, expected: list[tuple[str, str, str]]) -> None:
     assert [tuple(message) for message in messages(body)] == expected
 
 
-def test_parser_takes_retry_only_as_digits():
+def test_parser_takes_retry_only_as_digits() -> None:
     parser = Parser()
     parser.feed(b"retry: 250\n\nretry: 1s\nretry: -1\nretry:\n")
     assert parser.retry_ms == 250
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
-def test_parser_does_not_care_where_the_bytes_are_split(line_end):
+def test_parser_does_not_care_where_the_bytes_are_split(line_end: bytes) -> None:
     # given a stream with every kind of line, in one of the three line ends
     body = "retry: 5\nid: 1\nevent: e\ndata: é😀\n\n: c\ndata: x\ndata: y\n\n\nid: 2\ndata: z\n\n".encode()
     body = body.replace(b"\n", line_end)
@@ -64,11 +64,8 @@ def test_parser_does_not_care_where_the_bytes_are_split(line_end):
         assert [message for piece in pieces for message in parser.feed(piece)] == expected
 
 
-def test_parser_mixes_line_ends():
+def test_parser_mixes_line_ends() -> None:
     assert messages(b"data: a\r\rdata: b\r\n\ndata: c\n\r") == [Message("message", text, "") for text in "abc"]
-
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], object]
 
 
 @contextlib.asynccontextmanager
@@ -120,7 +117,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def test_source_comes_back_with_its_cursor_after_a_cut_and_after_a_clean_end():
+async def test_source_comes_back_with_its_cursor_after_a_cut_and_after_a_clean_end() -> None:
     first = stream(b"retry: 1\nid: 7\ndata: a\n\nid: 8\ndata: incomplete", end=False)
     second = stream(b"data: b\n\n")  # no id: the cursor stays
     async with (
@@ -143,7 +140,7 @@ async def test_source_comes_back_with_its_cursor_after_a_cut_and_after_a_clean_e
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html",
     ],
 )
-async def test_source_is_closed_for_good_by_any_other_answer(head):
+async def test_source_is_closed_for_good_by_any_other_answer(head: bytes) -> None:
     async with serving(plain(head)) as (url, heads), EventSourceClient(url, retry_ms=1) as source:
         closing = await source.closed()
         assert closing.status == int(head.split()[1])
@@ -153,7 +150,7 @@ async def test_source_is_closed_for_good_by_any_other_answer(head):
         assert len(heads) == 1
 
 
-async def test_source_that_is_cut_by_the_test_comes_back():
+async def test_source_that_is_cut_by_the_test_comes_back() -> None:
     async with (
         serving(hold(b"retry: 1\nid: 1\ndata: a\n\n"), hold(b"id: 2\ndata: b\n\n")) as (url, heads),
         EventSourceClient(url) as source,
@@ -164,7 +161,7 @@ async def test_source_that_is_cut_by_the_test_comes_back():
         assert b"Last-Event-ID: 1" in heads[1]
 
 
-async def test_raw_reader_tells_a_clean_end_from_an_abort():
+async def test_raw_reader_tells_a_clean_end_from_an_abort() -> None:
     answers = (
         stream(b"data: a\n\n", b"data: b"),
         stream(b"data: a\n\n", b"data: b", end=False),
@@ -173,8 +170,8 @@ async def test_raw_reader_tells_a_clean_end_from_an_abort():
         lambda writer: (writer.write(EVENT_STREAM + b"5\r\nab"), writer.write_eof()),
     )
     async with serving(*answers) as (url, _):
-        bounds = [await read_stream(url) for _ in answers]
-    assert [(answer.body, answer.clean) for answer in bounds] == [
+        ends = [await read_stream(url) for _ in answers]
+    assert [(answer.body, answer.clean) for answer in ends] == [
         (b"data: a\n\ndata: b", True),
         (b"data: a\n\ndata: b", False),
         (b"abc", True),

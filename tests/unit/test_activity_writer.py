@@ -17,7 +17,7 @@ DAY_MS = 86_400_000
 
 
 class Log:
-    """The part of a store that a scribe uses."""
+    """The part of a store that a writer of the activity uses."""
 
     def __init__(self) -> None:
         self.on_reconnect: list[object] = []

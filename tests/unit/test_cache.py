@@ -20,7 +20,7 @@ from replay.wire.events import SSE, encode_end, encode_start
 from replay.wire.framing import CHUNKED
 
 TTL_MS = 1000
-CHANNEL = Encoding(SSE, CHUNKED)
+ENCODING = Encoding(SSE, CHUNKED)
 
 
 def ended(name: str, *, size: int = 100, ended_ms: int = STARTED_MS, kind: type[Feed] = Feed) -> Feed:
@@ -35,7 +35,7 @@ def ended(name: str, *, size: int = 100, ended_ms: int = STARTED_MS, kind: type[
 
 def frame(feed: Feed) -> None:
     """Leave a segment in it for late joiners."""
-    feed.segment(CHANNEL, 0, len(feed.log))
+    feed.segment(ENCODING, 0, len(feed.log))
 
 
 async def test_what_is_put_in_is_taken_out_once():

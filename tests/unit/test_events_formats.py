@@ -1,4 +1,4 @@
-"""The three faces of a log, byte for byte and for any content."""
+"""The three formats of a log, byte for byte and for any content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a feed encodes, counted: once for each face, however many read; and how much it writes at once."""
+"""How often a feed encodes, counted: once for each format, however many read; and how much it writes at once."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ BATCHES = (1, 1, 5, 1, 3, 1)  # events that were acknowledged together
 
 
 class Encodes:
-    """A face that counts how often each event is encoded."""
+    """A format that counts how often each event is encoded."""
 
     def __init__(self, format: Format) -> None:
         self._format = format
-        self.by_place: Counter[int] = Counter()
+        self.by_seq: Counter[int] = Counter()
         self.format = replace(format, encode=self._encode)
 
     def _encode(self, recording: Recording, start: int, stop: int) -> bytes:
-        self.by_place.update(range(start, stop))
+        self.by_seq.update(range(start, stop))
         return self._format.encode(recording, start, stop)
 
 
@@ -81,7 +81,7 @@ async def test_event_is_encoded_once_for_each_face_however_many_read(readers):
         say(feed, batch)
 
     once = Counter(range(known, known + sum(BATCHES)))
-    assert sse.by_place == lines.by_place == once
+    assert sse.by_seq == lines.by_seq == once
     for first in (everybody[0], everybody[-1]):
         alike = [reader.taken for reader in everybody if reader.encoding == first.encoding]
         assert len(alike) == readers
@@ -100,7 +100,7 @@ async def test_face_that_nobody_reads_is_not_encoded():
 
     say(feed, 7)
 
-    assert (sse.by_place.total(), lines.by_place.total()) == (7, 0)
+    assert (sse.by_seq.total(), lines.by_seq.total()) == (7, 0)
 
 
 async def test_late_joiners_share_what_was_encoded_for_the_first_of_them():
@@ -115,7 +115,7 @@ async def test_late_joiners_share_what_was_encoded_for_the_first_of_them():
             data, place = feed.segment(encoding, place, len(feed.log))
             read.append(data)
 
-    assert sse.by_place == Counter(range(3 * SEGMENT))
+    assert sse.by_seq == Counter(range(3 * SEGMENT))
     assert len(read) == 20 * 3
     assert len({id(data) for data in read}) == 3
 
@@ -158,7 +158,7 @@ async def test_late_joiners_share_pieces_that_are_cut_by_their_size_too():
             data, place = feed.segment(encoding, place, len(feed.log))
             read.append(id(data))
 
-    assert sse.by_place.total() <= len(feed.log) + 5  # the first were tried together
+    assert sse.by_seq.total() <= len(feed.log) + 5  # the first were tried together
     assert len(set(read)) <= 2 * SEGMENT
 
 
@@ -168,12 +168,12 @@ class Slow(Reader):
     def __init__(self, encoding: Encoding, feed: Feed) -> None:
         super().__init__(encoding)
         self.feed = feed
-        self.place: int | None = None
+        self.seq: int | None = None
 
     def write(self, data: bytes) -> None:
         super().write(data)
         self.feed.fall_behind(self)
-        self.place = self.feed.shown
+        self.seq = self.feed.shown
 
 
 async def test_live_reader_whom_a_part_of_a_batch_has_filled_gets_no_more_and_knows_where_it_was_cut_off():
@@ -189,12 +189,12 @@ async def test_live_reader_whom_a_part_of_a_batch_has_filled_gets_no_more_and_kn
     assert b"".join(fast.taken) == whole
     assert all(len(data) <= 1000 for data in fast.taken)
     assert slow.taken == fast.taken[:1]
-    assert slow.place is not None
-    assert b"".join(slow.taken) + SSE.encode(feed.recording, slow.place, len(feed.log)) == whole
+    assert slow.seq is not None
+    assert b"".join(slow.taken) + SSE.encode(feed.recording, slow.seq, len(feed.log)) == whole
 
 
 async def test_segments_of_a_log_that_loses_its_beginning_are_lost_with_it():
-    feed = Feed("chronicle", TrimmedLog(SEGMENT))
+    feed = Feed("activity", TrimmedLog(SEGMENT))
     encoding = Encoding(ACTIVITY_EVENTS, CHUNKED)
     for _ in range(20):
         feed.extend(number([b'lcreated {"type":"created"}'] * SEGMENT, after=feed.log.last_id, now_ms=STARTED_MS))

@@ -1,4 +1,4 @@
-"""Chunks that differ in several values: stored as those values, and given back in every face as they came."""
+"""Chunks that differ in several values: stored as those values, and given back in every format as they came."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def chunks_of(log: Log) -> list[bytes]:
 
 
 def shown(format: Format, log: Log, start: int = 0, stop: int | None = None) -> list[Any]:
-    """What a face shows of a stretch, to a reader that begins there."""
+    """What a format shows of a stretch, to a reader that begins there."""
     body = format.encode(Recording(log), start, len(log) if stop is None else stop)
     if format is NDJSON:
         return [json.loads(line) for line in body.split(b"\n") if line]

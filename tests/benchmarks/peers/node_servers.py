@@ -12,9 +12,9 @@ _SERVERS = Path(__file__).parent / "servers"
 
 
 class ResumableStream(Peer):
-    """Vercel's resumable-stream: the producer keeps the text, and publishes it in Valkey, once for each subscriber.
+    """Vercel's resumable-stream: the producer keeps the text, and publishes it in Valkey, once for each reader.
 
-    A subscriber resumes after so many characters of the body.
+    A reader resumes after so many characters of the body.
     """
 
     name = "resumable-stream"
@@ -46,7 +46,7 @@ class ResumableStream(Peer):
 class DurableStreams(Peer):
     """The reference server of the Durable Streams protocol, in memory, as it is when nothing is set.
 
-    A subscriber resumes after the `streamNextOffset` of the last `control` event.
+    A reader resumes after the `streamNextOffset` of the last `control` event.
     """
 
     name = "@durable-streams/server"

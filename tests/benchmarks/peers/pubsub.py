@@ -1,6 +1,6 @@
-"""The design of tutorials in Python: a subscription to a Redis channel for each subscriber, and nothing kept.
+"""The design of tutorials in Python: a subscription to a Redis channel for each reader, and nothing kept.
 
-A subscriber is there when the comment `subscribed` has come, which is later than the head of the response.
+A reader is subscribed when the comment `subscribed` has come, which is later than the head of the response.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SseStarlette(PubSub):
 
 
 class AioHttp(PubSub):
-    """A StreamResponse for each subscriber, on uvloop."""
+    """A StreamResponse for each reader, on uvloop."""
 
     name = "aiohttp"
     _distributions = ("aiohttp", "uvloop", "redis")

@@ -1,4 +1,4 @@
-"""A subscription for each subscriber, over aiohttp."""
+"""A subscription for each reader, over aiohttp."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ import redis.asyncio
 import uvloop
 from aiohttp import web
 
-# A subscriber holds a connection.
+# A reader holds a connection.
 client = redis.asyncio.from_url(os.environ["REDIS_URL"], max_connections=20_000)
 
 
@@ -31,6 +31,6 @@ web.run_app(
     backlog=8192,
     access_log=None,
     print=None,
-    handler_cancellation=True,  # a subscriber who leaves gives his subscription back
+    handler_cancellation=True,  # a reader who leaves gives his subscription back
     loop=uvloop.new_event_loop(),
 )

@@ -1,4 +1,4 @@
-"""A subscription for each subscriber, as the tutorials of sse-starlette have it."""
+"""A subscription for each reader, as the tutorials of sse-starlette have it."""
 
 import os
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-# A subscriber holds a connection.
+# A reader holds a connection.
 client = redis.asyncio.from_url(os.environ["REDIS_URL"], decode_responses=True, max_connections=20_000)
 
 
