@@ -36,7 +36,7 @@ def _missing() -> Iterator[str]:
 
 
 if _names := ", ".join(_missing()):
-    raise IncompatibleLibrary(f"aiohttp {aiohttp.__version__} has no {_names}: expected aiohttp 3.13 or 3.14")
+    raise IncompatibleLibrary(f"aiohttp {aiohttp.__version__} has no {_names}: expected aiohttp 3.14")
 
 
 class ServerConnection(RequestHandler):

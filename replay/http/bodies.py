@@ -44,7 +44,7 @@ _DECODERS: dict[str, Callable[[bytes], _Decoder]] = {
     # No larger a window than RFC 9659 lets a sender use: a frame may ask for memory that it never fills.
     "zstd": lambda _: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23}),
 }
-SIZE = "body_size"  # where a request holds about how many bytes its body has
+SIZE = web.RequestKey("SIZE", int)  # about how many bytes a request's body has
 
 _MOST_TREES = 2  # a tree takes some ten times its bytes
 _TRY_AGAIN = "there are too many large request bodies here just now; try again in a second"

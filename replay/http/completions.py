@@ -13,6 +13,7 @@ from aiohttp import web
 
 from replay.errors import InvalidRequest, ModelNotFound
 from replay.http.bodies import shown
+from replay.http.headers import REQUEST_ID
 from replay.http.openai_service import OpenAIService, answer_json, assembled, link_headers, take_flag
 from replay.http.start_requests import chat_request, credentials_of, start_request_of
 from replay.live.starter import Started
@@ -75,7 +76,7 @@ class Completions:
         await service.first_words(feed)
         if feed.unanswered:
             return await service.failure(feed, alone=started.alone)
-        headers = link_headers(feed) | {"x-request-id": request["request_id"]}
+        headers = link_headers(feed) | {"x-request-id": request[REQUEST_ID]}
         return service.streaming.stream(request, feed, format, headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:

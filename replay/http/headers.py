@@ -7,7 +7,9 @@ from multidict import CIMultiDict
 
 from replay.model.generation import Start
 
-CORS = "cors"  # where a request holds the headers that let the page which sent it read the answer
+# What a request holds: the headers that let the page which sent it read the answer, and its id under `/v1/`.
+CORS = web.RequestKey("CORS", dict[str, str])
+REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 # A model's words and a caller's are in the answers: no browser may take them for a script or a page.
 STANDING = {"Server": "replay", "X-Content-Type-Options": "nosniff"}

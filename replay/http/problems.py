@@ -20,6 +20,7 @@ from replay.errors import (
     UpstreamError,
     unexpected,
 )
+from replay.http.headers import REQUEST_ID
 from replay.wire import json
 from replay.wire.refusals import openai_type
 
@@ -63,10 +64,10 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     """Turn whatever a handler raises into an error document; name every request of OpenAI's API."""
     if not _is_openai(request):
         return await _answer(request, handler)
-    request["request_id"] = "req_" + secrets.token_hex(16)
+    request[REQUEST_ID] = "req_" + secrets.token_hex(16)
     response = await _answer(request, handler)
     if not response.prepared:
-        response.headers.setdefault("x-request-id", request["request_id"])
+        response.headers.setdefault("x-request-id", request[REQUEST_ID])
     return response
 
 

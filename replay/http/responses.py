@@ -14,6 +14,7 @@ from aiohttp import web
 from replay.errors import GenerationNotFound, InvalidRequest, PreviousResponseNotFound
 from replay.http import negotiation
 from replay.http.bodies import shown
+from replay.http.headers import REQUEST_ID
 from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
 from replay.http.openai_service import OpenAIService, answer_json, kept_request, link_headers, take_flag
@@ -136,7 +137,7 @@ class ResponseCalls:
         if resumption is None and not feed.log.complete:
             raise InvalidRequest(f"starting_after={after}: expected the sequence_number of an event of this response")
         start, opening = resumption or (len(feed.log), b"")
-        headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request["request_id"]}
+        headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request[REQUEST_ID]}
         return service.streaming.stream(request, feed, RESPONSES, start=start, opening=opening, headers=headers)
 
     def _answer(self, feed: Feed) -> web.Response:

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from replay.errors import InvalidEventId, InvalidRequest
+from replay.http.headers import REQUEST_ID
 from replay.http.negotiation import generation_id_in
 from replay.http.openai_service import OpenAIService, link_headers
 from replay.http.origins import Origins
@@ -120,7 +121,7 @@ class TokenStream:
 
 
 def _headers(request: web.Request, feed: Feed) -> dict[str, str]:
-    return link_headers(feed) | {"x-request-id": request["request_id"]}
+    return link_headers(feed) | {"x-request-id": request[REQUEST_ID]}
 
 
 def _has_token(feed: Feed) -> bool:

@@ -5,7 +5,7 @@
 | `replay:{<id>}:events` | stream | the generation, whole; one field `e` per entry |
 | `replay:{<id>}:request` | string, JSON | what the upstream was asked; expires with the log |
 | `replay:{<id>}` | sharded channel | each acknowledged batch: id NUL entry NUL id NUL entry …; empty: deleted |
-| `replay:{:feed}:events` | stream | what becomes of all generations: what was created, spoke first, ended; one field `e` |
+| `replay:{:feed}:events` | stream | what becomes of all generations: created, spoke first, ended; one field `e` |
 | `replay:{:progress}` | sharded channel | how far each node's live generations are, and who follows them there |
 | `replay:live` | hash id -> node | where to look for orphans; may say too much, never too little |
 | `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |

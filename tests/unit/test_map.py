@@ -52,7 +52,7 @@ def package() -> tuple[set[str], dict[str, set[str]]]:
 
 
 @cache
-def tests() -> set[str]:
+def names_of_tests() -> set[str]:
     """The names of all tests."""
     paths = (REPOSITORY / "tests").rglob("test_*.py")
     return {
@@ -79,7 +79,7 @@ def test_name_exists(name):
 
 @pytest.mark.parametrize("name", TESTS)
 def test_test_exists(name):
-    assert name in tests()
+    assert name in names_of_tests()
 
 
 @pytest.mark.parametrize("route", ROUTES)
