@@ -8,6 +8,7 @@ A reason for looking further than the layer below stands where it is allowed.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "replay"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 350
+
+TESTS = REPOSITORY / "tests"
+LONGEST_FILE_OF_TESTS = 700
 
 # What any folder that needs it may import: it knows nothing of the others.
 TOOLS = {"errors", "redaction", "offload", "descriptors", "addresses"}
@@ -100,6 +104,13 @@ def _is_module(name: str) -> bool:
     return name.startswith("replay") and (path.with_suffix(".py").exists() or (path / "__init__.py").exists())
 
 
+def files_of_tests() -> Iterator[Path]:
+    """All of them, without what is installed in folders that begin with a dot, and in `node_modules`."""
+    for folder, folders, names in os.walk(TESTS):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "node_modules"]
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
+
+
 def own_imports(path: Path) -> set[str]:
     """The modules of this package that one imports, without `replay.`."""
     return {name.partition(".")[2] for name in imports_of(path) if name.split(".")[0] == "replay"} - {""}
@@ -118,6 +129,7 @@ def test_there_is_something_to_look_at():
     assert "store" in own_imports(PACKAGE / "live" / "hub.py")
     assert "wire.json" in own_imports(PACKAGE / "http" / "problems.py")
     assert "valkey" in others_imports(PACKAGE / "store" / "connection.py")
+    assert {TESTS / "conftest.py", TESTS / "support" / "api.py"} <= {*files_of_tests()}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if layer_of(path)], ids=ids)
@@ -164,6 +176,12 @@ def test_port_of_the_store_knows_nothing_but_events():
 def test_file_is_short_enough_to_be_read(path):
     lines = path.read_text().count("\n")
     assert lines <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("path", sorted(files_of_tests()), ids=ids)
+def test_file_of_tests_is_short_enough_to_be_read(path):
+    lines = path.read_text().count("\n")
+    assert lines <= LONGEST_FILE_OF_TESTS
 
 
 def test_top_level_holds_only_what_the_design_allows():
