@@ -17,21 +17,26 @@ from support.upstream import USAGE, ScriptedUpstream, generate, play, say
 from support.valkey import ValkeyServer
 
 
-async def test_valkey_comes_back_with_its_data_after_kill_and_shorter_after_restore(valkey: ValkeyServer) -> None:
-    # given a snapshot between two writes
-    async with valkey.client() as client:
-        await client.xadd("log", {"e": "first"}, id="1-0")
-        snapshot = valkey.snapshot()
-        await client.xadd("log", {"e": "second"}, id="2-0")
-
-    # when the server is killed, it comes back whole; when it is set back, shorter
-    valkey.kill()
+async def test_valkey_comes_back_with_its_data_after_kill_and_shorter_after_restore(tmp_path: Path) -> None:
+    # given a snapshot between two writes that are on disk when they are acknowledged
+    valkey = ValkeyServer(tmp_path / "valkey", appendfsync="always")
     valkey.start()
-    async with valkey.client() as client:
-        assert await client.xlen("log") == 2
-    valkey.restore(snapshot)
-    async with valkey.client() as client:
-        assert await client.xrange("log") == [(b"1-0", {b"e": b"first"})]
+    try:
+        async with valkey.client() as client:
+            await client.xadd("log", {"e": "first"}, id="1-0")
+            snapshot = valkey.snapshot()
+            await client.xadd("log", {"e": "second"}, id="2-0")
+
+        # when the server is killed, it comes back whole; when it is set back, shorter
+        valkey.kill()
+        valkey.start()
+        async with valkey.client() as client:
+            assert await client.xlen("log") == 2
+        valkey.restore(snapshot)
+        async with valkey.client() as client:
+            assert await client.xrange("log") == [(b"1-0", {b"e": b"first"})]
+    finally:
+        valkey.destroy()
 
 
 async def test_valkey_answers_on_a_unix_socket_and_asks_for_its_password(tmp_path: Path) -> None:
