@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from support.deadlines import DEADLINE_S, eventually
-from support.http1 import Answer, request
+from support.http1 import Answer, Stream, open_stream, request
 from support.sse import EventSourceClient, Message, messages, read_stream
 
 TERMINAL = ("completed", "failed", "cancelled", "interrupted")
@@ -27,6 +28,23 @@ class Api:
         self, path: str, json_body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
     ) -> Answer:
         return await request("POST", self.at(path), json_body=json_body, headers=headers, **options)
+
+    async def open(
+        self, path: str, json_body: Any, headers: Mapping[str, str] | None = None, *, seconds: float = DEADLINE_S
+    ) -> Stream:
+        """A POST whose answer is read as it comes; returns when its head is there."""
+        return await open_stream(
+            self.at(path),
+            method="POST",
+            headers={"Content-Type": "application/json", **(headers or {})},
+            body=json.dumps(json_body).encode(),
+            seconds=seconds,
+        )
+
+    def note(self, answer: Answer | Stream) -> None:
+        """Remember what a call has started, for whoever tidies up."""
+        if id := answer.headers.get("replay-generation-id"):
+            self.started.append(id)
 
     async def delete(self, path: str) -> Answer:
         return await request("DELETE", self.at(path))
