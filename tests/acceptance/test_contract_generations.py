@@ -260,8 +260,8 @@ async def test_subscribers_are_counted_while_they_watch(service, upstream):
     async with service.source(id) as first, service.source(id) as second:
         await first.event("live")
         await second.event("live")
-        await eventually("two subscribers", lambda: service.generation(id), lambda g: g["subscribers"] == 2)
-    await eventually("none again", lambda: service.generation(id), lambda g: g["subscribers"] == 0)
+        await service.has_subscribers(id, 2)
+    await service.has_subscribers(id, 0)
 
 
 async def test_ttl_counts_from_the_end(service, upstream):
@@ -305,7 +305,7 @@ async def test_a_client_that_hangs_up_never_cancels(service, upstream):
     async with streaming(service.events_url(id)) as reader:
         await reader.until(b"event: live")
         stream.hang_up()
-    await eventually("nobody", lambda: service.generation(id), lambda g: g["subscribers"] == 0)
+    await service.has_subscribers(id, 0)
 
     # then the upstream is still listened to
     await call.say("b")

@@ -11,7 +11,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from support.api import text_of
-from support.deadlines import eventually, stays_silent
+from support.deadlines import stays_silent
 from support.samples import COMPLETE, SAMPLES, TWO_CHOICES, each_sample
 from support.upstream import USAGE, Call, play, say
 from support.v1 import (
@@ -276,7 +276,7 @@ async def test_whoever_waits_on_another_node_is_a_subscriber_too(service, other_
     first = asking(service, body, key)
     call = await upstream.called()
     second = asking(other_service, body, key)
-    await eventually("both", lambda: service.generation(id), lambda g: g["subscribers"] == 2)
+    await service.has_subscribers(id, 2)
     first.cancel()
 
     # then it goes on for the other
@@ -299,7 +299,7 @@ async def test_a_client_that_hangs_up_cancels_nothing(service, upstream, stream)
     else:
         waiting.cancel()
         await call.say("a")
-    await eventually("nobody", lambda: service.generation(id), lambda g: g["subscribers"] == 0)
+    await service.has_subscribers(id, 0)
 
     # then the upstream is listened to, and the answer is there for whoever asks
     await call.say("b")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from support.both_ways import BEGUN, PART, TEXT
-from support.deadlines import eventually
 from support.http1 import open_stream, request
 from support.responses import BACKGROUND, FORMS, TOOL, becomes, begin, heard, run, shows, text_in, types
 from support.scripts import chunks, delta, finish
@@ -317,7 +316,7 @@ async def test_a_client_that_hangs_up_cancels_nothing(world, stream):
         (await starting).hang_up()
     else:
         starting.cancel()
-    await eventually("nobody", lambda: world.here.generation(id), lambda found: found["subscribers"] == 0)
+    await world.here.has_subscribers(id, 0)
 
     # then it is made all the same
     if world.passes:

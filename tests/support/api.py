@@ -97,6 +97,18 @@ class Api:
             f"{events} events in {id}", lambda: self.generation(id), lambda g: g["events"] >= events
         )
 
+    async def has_subscribers(self, id: str, count: int) -> dict[str, Any]:
+        """The generation object, as soon as so many watch it."""
+        return await eventually(
+            f"{count} subscribers of {id}", lambda: self.generation(id), lambda g: g["subscribers"] == count
+        )
+
+    async def newest(self) -> str:
+        """The id of the generation that was started last."""
+        answer = await self.get("/generations", limit=1)
+        id: str = answer.json()["generations"][0]["id"]
+        return id
+
     def events_url(self, id: str, **query: Any) -> str:
         return self.at(f"/generations/{id}/events", **query)
 
