@@ -58,9 +58,9 @@ test: dev programs
 # contract once more, on a service of several workers.
 test-slow: dev programs
 	$(BIN)/pytest -m slow
-	$(BIN)/pytest -m "not slow" --workers 3 tests/acceptance/test_contract_generations.py \
+	$(BIN)/pytest -m "not slow" --workers 3 tests/acceptance/test_contract_generations*.py \
 		tests/acceptance/test_contract_events.py tests/acceptance/test_contract_resuming.py \
-		tests/acceptance/test_contract_idempotency.py tests/acceptance/test_v1_completions.py
+		tests/acceptance/test_contract_idempotency.py tests/acceptance/test_v1_completions*.py
 
 # Libraries for server-sent events of Python and npm, of Go, Rust and Java where their tools are, and the Codex CLI.
 clients: dev programs

@@ -2,7 +2,8 @@
 
 A test about faults asks for `node` (and `valkey`, `valkey_proxy`, `make_node`): all of them are its own.
 A test that only asks questions takes `service`, one node that such tests share, since starting one
-costs more than they do; `other_service` is a second node on the same Valkey.
+costs more than they do; `other_service` is a second node on the same Valkey. `speaking` and `other_speaking` are such
+nodes whose upstream speaks the Responses API.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,13 +141,15 @@ def _shared_nodes(
     _shared_listener: socket.socket,
     _shared_valkey: ValkeyServer,
 ) -> Iterator[list[Node]]:
-    port = _shared_listener.getsockname()[1]
-    world = {"valkey_url": _shared_valkey.url, "upstream_url": f"http://127.0.0.1:{port}/v1"}
     directory = tmp_path_factory.mktemp("shared-nodes")
-    nodes = [
-        Node(directory, **(QUICK | world | {"retry_ms": None, "workers": request.config.getoption("--workers")}))
-        for _ in range(2)
-    ]
+    workers = request.config.getoption("--workers")
+    yield from _two_nodes(directory, _shared_listener, _shared_valkey, workers=workers)
+
+
+def _two_nodes(directory: Path, listener: socket.socket, valkey: ValkeyServer, **settings: Any) -> Iterator[list[Node]]:
+    """Two nodes on one Valkey, started by the first test that wants them, gone when their fixture is."""
+    world = {"valkey_url": valkey.url, "upstream_url": f"http://127.0.0.1:{listener.getsockname()[1]}/v1"}
+    nodes = [Node(directory, **(QUICK | world | {"retry_ms": None} | settings)) for _ in range(2)]
     yield nodes
     for node in nodes:
         _forget(node)
@@ -171,6 +175,37 @@ async def service(_shared_nodes: list[Node], upstream: ScriptedUpstream) -> Asyn
 async def other_service(_shared_nodes: list[Node], service: Api) -> Api:
     """The API of a second node beside `service`."""
     return (await _ready(_shared_nodes[1])).api
+
+
+# Not for the whole session: there, every other test would have them beside its own nodes.
+@pytest.fixture(scope="module")
+def _speaking_nodes(
+    tmp_path_factory: pytest.TempPathFactory, _shared_listener: socket.socket, _shared_valkey: ValkeyServer
+) -> Iterator[list[Node]]:
+    directory = tmp_path_factory.mktemp("speaking-nodes")
+    yield from _two_nodes(directory, _shared_listener, _shared_valkey, upstream_responses="yes")
+
+
+@pytest.fixture
+async def speaking(_speaking_nodes: list[Node], service: Api, upstream: ScriptedUpstream) -> AsyncIterator[Api]:
+    """The API of a shared node that knows that its upstream speaks the Responses API."""
+    upstream.speaks_responses = True
+    api = (await _ready(_speaking_nodes[0])).api
+    yield api
+    for id in api.started:
+        await api.post(f"/generations/{id}/cancel")
+
+
+@pytest.fixture
+async def other_speaking(_speaking_nodes: list[Node], speaking: Api) -> Api:
+    """The API of a second node beside `speaking`."""
+    return (await _ready(_speaking_nodes[1])).api
+
+
+@pytest.fixture
+def key() -> dict[str, str]:
+    """The header of a key that no other test uses."""
+    return {"Idempotency-Key": f"key-{uuid.uuid4()}"}
 
 
 # What the nodes said, where a test failed.

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from openai import AsyncOpenAI
 from playwright.async_api import BrowserContext
 from support.activity import ActivityWire
 from support.api import Api
+from support.both_ways import World
 from support.browser import Tab, chromium, open_tab
 from support.dashboard import BROWSERS_OWN, Open
 from support.node import Node
+from support.sdk import ON_HTTPX
 from support.terminal import Command, RunCommand, ShowCommand, Window
+from support.upstream import ScriptedUpstream
 from support.valkey import ValkeyServer
 
 
@@ -71,3 +75,25 @@ async def show_command(service: Api, tmp_path: Path) -> AsyncIterator[ShowComman
             return window
 
         yield show
+
+
+@pytest.fixture
+async def client(service: Api) -> AsyncIterator[AsyncOpenAI]:
+    """The official client of a shared node."""
+    async with ON_HTTPX.client(service.url) as client:
+        yield client
+
+
+@pytest.fixture(params=["translated", "passed"])
+def world(
+    request: pytest.FixtureRequest,
+    service: Api,
+    other_service: Api,
+    speaking: Api,
+    other_speaking: Api,
+    upstream: ScriptedUpstream,
+) -> World:
+    """Two shared nodes in front of an upstream that only knows chats, and of one that speaks the Responses API."""
+    upstream.speaks_responses = request.param == "passed"
+    here, there = (speaking, other_speaking) if upstream.speaks_responses else (service, other_service)
+    return World(request.param, here, there, upstream)

@@ -12,6 +12,7 @@ import pytest
 from support.api import assert_problem
 from support.http1 import request
 from support.upstream import say
+from support.v1 import CHAT
 from support.wire import connected
 
 if sys.version_info >= (3, 14):
@@ -19,7 +20,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 RAW = json.dumps(CHAT).encode()
 
 

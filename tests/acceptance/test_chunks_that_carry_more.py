@@ -7,6 +7,7 @@ import json
 import pytest
 from support.http1 import open_stream
 from support.sse import messages
+from support.v1 import ask, id_of
 
 TEXTS = ["Val", "key", ' "é"\n', "", " is", " fast", " 😀", "."]
 
@@ -84,7 +85,6 @@ async def test_transcript_and_usage_are_those_of_the_chunks(service, other_servi
 
 async def test_a_client_of_openai_gets_what_the_upstream_sent(service, upstream):
     upstream.script = play
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-    answer = await service.post("/v1/chat/completions", body)
-    id = answer.headers["replay-generation-id"]
+    answer = await ask(service, stream=True)
+    id = id_of(answer)
     assert [chunk for _, chunk in read(answer)] == [chunk | {"id": id} for chunk in chunks()]

@@ -15,9 +15,10 @@ import aiohttp
 import pytest
 from support.deadlines import DEADLINE_S, within
 from support.upstream import say
+from support.v1 import CHAT
 from support.wire import connected
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+STREAMED = CHAT | {"stream": True}
 STREAMS = {
     "events": "/generations/{id}/events",
     "lines": "/generations/{id}/events",
@@ -46,12 +47,12 @@ def stream_of(name: str, id: str, *headers: str) -> str:
 def starting(name: str) -> str:
     """A request with a body whose answer is a stream."""
     if name == "generations":
-        return post("/generations", CHAT, "Accept: text/event-stream\r\n")
+        return post("/generations", STREAMED, "Accept: text/event-stream\r\n")
     if name == "responses":
         return post("/v1/responses", {"model": "m", "input": "Hi", "stream": True})
     if name == "tokens":
         return post("/v1/completions/stream", {"model": "m", "prompt": "Hi"})
-    return post("/v1/chat/completions", CHAT)
+    return post("/v1/chat/completions", STREAMED)
 
 
 BODIED = ["generations", "chat", "responses", "tokens"]
@@ -244,7 +245,7 @@ async def test_aiohttp_posts_one_stream_after_the_other_on_one_connection(servic
     tracing.on_connection_create_end.append(note)
     async with aiohttp.ClientSession(trace_configs=[tracing]) as session:
         for _ in range(20):
-            async with session.post(service.at("/v1/chat/completions"), json=CHAT) as response:
+            async with session.post(service.at("/v1/chat/completions"), json=STREAMED) as response:
                 assert (await response.read()).endswith(b"data: [DONE]\n\n")
     assert len(made) == 1
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 
 import pytest
 from support.api import assert_problem
-from support.http1 import open_stream
 from support.sse import messages
 from support.upstream import say
-
-CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
-
-
-@pytest.fixture
-def key() -> dict[str, str]:
-    return {"Idempotency-Key": f"key-{uuid.uuid4()}"}
+from support.v1 import CHAT
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -47,11 +39,8 @@ async def test_the_same_key_attaches_from_the_beginning(service, other_service, 
     await service.has(id, 2)
 
     # when the call is made again for its events
-    headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **key}
-    streams = [
-        await open_stream(api.at("/generations"), method="POST", headers=headers, body=json.dumps(CHAT).encode())
-        for api in (service, other_service)
-    ]
+    headers = {"Accept": "text/event-stream", **key}
+    streams = [await api.open("/generations", CHAT, headers) for api in (service, other_service)]
     await call.say("lo")
     await call.finish()
 

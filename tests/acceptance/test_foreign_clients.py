@@ -27,15 +27,14 @@ from openai.types.chat import ChatCompletionChunk
 from support.api import Api
 from support.browser import chromium, open_tab
 from support.deadlines import DEADLINE_S, eventually
-from support.fault_proxy import FaultProxy
+from support.fault_proxy import FaultProxy, keep_alives
 from support.node import Node
+from support.programs import MODULES, node_js
 from support.site import Site
 from support.sse import Message, Parser
 from support.upstream import say
 
 HERE = Path(__file__).parent
-MODULES = HERE / "node_modules"
-INSTALL = "npm ci --prefix tests/acceptance"
 PAUSE_S = 0.02  # of a hand-written loop, between two connections
 
 TEXTS = ("one ", "👩‍👩‍👧‍👦 ", "\u2028\r\n\x85 ", "four ", "𝕗𝕚𝕧𝕖 ", "six ", "\n\n: seven", " eight ", "  nine", "[DONE]")
@@ -212,10 +211,7 @@ async def npm_eventsource_parser(url: str, report: Report) -> None:
 
 
 async def _node_js(script: str, url: str, report: Report) -> None:
-    program = shutil.which("node")
-    assert program, "node is not installed; on Debian, as root: apt-get install nodejs npm"
-    assert MODULES.is_dir(), f"the npm clients are not installed: {INSTALL}"
-    async with _running(program, "--input-type=module", "--eval", script, url) as process:
+    async with _running(node_js(), "--input-type=module", "--eval", script, url) as process:
         assert process.stdout is not None
         async for line in process.stdout:
             _report_json(json.loads(line), report)
@@ -228,7 +224,7 @@ async def _node_js(script: str, url: str, report: Report) -> None:
 
 
 async def fetch_event_source(url: str, report: Report) -> None:
-    assert MODULES.is_dir(), f"the npm clients are not installed: {INSTALL}"
+    assert MODULES.is_dir(), "the npm clients are not installed: npm ci --prefix tests/acceptance"
     over = asyncio.Event()
 
     def tell(_: Any, what: Any) -> None:
@@ -355,16 +351,6 @@ async def network(node: Node) -> AsyncIterator[FaultProxy]:
     """The wire to the node."""
     async with site(node.api) as origin, FaultProxy(origin.url) as proxy:
         yield proxy
-
-
-async def keep_alives(network: FaultProxy, count: int = 3) -> None:
-    """Wait until so many have gone to the client."""
-    target = network.replies.bytes + count * len(b"2\r\n:\n\r\n")
-
-    async def passed() -> int:
-        return network.replies.bytes
-
-    await eventually(f"{count} keep-alives", passed, lambda size: size >= target)
 
 
 def url_of(origin: FaultProxy | Site, client: Client, id: str, **query: str) -> str:

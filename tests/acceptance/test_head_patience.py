@@ -7,19 +7,11 @@ import json
 import uuid
 
 import pytest
-from support.api import Api, assert_problem
-from support.deadlines import eventually
-from support.http1 import Stream, open_stream
+from support.api import assert_problem
 from support.upstream import say
+from support.v1 import CALLS, CHAT, CHAT_PATH, ERROR, id_of
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-CALLS = {
-    "chat": ("/v1/chat/completions", CHAT | {"stream": True}),
-    "a legacy one": ("/v1/completions", {"model": "m", "prompt": "Hi", "stream": True}),
-    "a response": ("/v1/responses", {"model": "m", "input": "Hi", "stream": True}),
-    "a prompt": ("/v1/completions/stream", {"model": "m", "prompt": "Hi"}),
-}
-ERROR = {"error": {"message": "slow down", "type": "rate_limit_error", "param": None, "code": "rate_limit"}}
+STREAMED = {name: (path, body | {"stream": True}) for name, (path, body) in CALLS.items()}
 KEEPALIVE = b":k\n"
 
 
@@ -28,20 +20,10 @@ async def impatient(make_node):
     return await make_node(head_patience_s=0.2, keepalive_s=0.2)
 
 
-async def opened(api: Api, path: str, body, headers=None) -> Stream:
-    """The stream of a call, as soon as it has its head."""
-    headers = {"Content-Type": "application/json", **(headers or {})}
-    return await open_stream(api.at(path), method="POST", headers=headers, body=json.dumps(body).encode())
-
-
-def id_of(answer) -> str:
-    return answer.headers["replay-generation-id"]
-
-
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", STREAMED)
 async def test_head_and_keepalives_come_though_the_upstream_is_silent(impatient, upstream, name):
     # given an upstream that has not even accepted
-    stream = await opened(impatient.api, *CALLS[name])
+    stream = await impatient.api.open(*STREAMED[name])
     assert stream.status == 200
     assert stream.headers["content-type"].startswith("text/event-stream")
     call = await upstream.called()
@@ -59,9 +41,9 @@ async def test_head_and_keepalives_come_though_the_upstream_is_silent(impatient,
     assert (await impatient.api.ended(id_of(answer)))["status"] == "completed"
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", STREAMED)
 async def test_a_refusal_that_comes_later_stands_in_the_stream(impatient, upstream, name):
-    stream = await opened(impatient.api, *CALLS[name])
+    stream = await impatient.api.open(*STREAMED[name])
     call = await upstream.called()
     await call.respond(429, ERROR)
     answer = await stream.to_end()
@@ -79,22 +61,22 @@ async def test_a_refusal_that_comes_later_stands_in_the_stream(impatient, upstre
     assert (generation["status"], generation["error"]["code"]) == ("failed", "upstream_error")
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", STREAMED)
 async def test_a_refusal_in_time_keeps_its_status(service, upstream, name):
     upstream.script = lambda call: call.respond(429, ERROR)
-    answer = await service.post(*CALLS[name])
+    answer = await service.post(*STREAMED[name])
     assert (answer.status, answer.json()) == (429, ERROR)
 
 
 async def test_what_one_caller_was_told_of_is_not_removed_for_another(impatient, upstream):
     # given a call that has its head, and one with the same key that waits for the whole
-    path, body = CALLS["chat"]
+    path, body = STREAMED["chat"]
     key = {"Idempotency-Key": uuid.uuid4().hex}
-    stream = await opened(impatient.api, path, body, key)
+    stream = await impatient.api.open(path, body, key)
     call = await upstream.called()
     whole = asyncio.ensure_future(impatient.api.post(path, CHAT, key))
-    id = stream.headers["replay-generation-id"]
-    await eventually("both", lambda: impatient.api.generation(id), lambda told: told["subscribers"] == 2)
+    id = id_of(stream)
+    await impatient.api.has_subscribers(id, 2)
 
     # when the upstream refuses
     await call.respond(429, ERROR)
@@ -106,19 +88,19 @@ async def test_what_one_caller_was_told_of_is_not_removed_for_another(impatient,
 async def test_a_whole_answer_that_is_refused_late_leaves_nothing_all_the_same(impatient, upstream):
     id = f"chosen-{uuid.uuid4().hex}"
     body = CHAT | {"replay": {"id": id}}
-    whole = asyncio.ensure_future(impatient.api.post("/v1/chat/completions", body))
+    whole = asyncio.ensure_future(impatient.api.post(CHAT_PATH, body))
     call = await upstream.called()
     await asyncio.sleep(0.3)  # longer than anybody waits for a head
     await call.respond(429, ERROR)
     assert (await whole).status == 429
     assert_problem(await impatient.api.get(f"/generations/{id}"), 404)
     upstream.script = say("a")
-    assert (await impatient.api.post("/v1/chat/completions", body)).status == 200
+    assert (await impatient.api.post(CHAT_PATH, body)).status == 200
 
 
 async def test_without_patience_the_head_comes_at_once(make_node, upstream):
     node = await make_node(head_patience_s=0, keepalive_s=60)
-    stream = await opened(node.api, *CALLS["chat"])
+    stream = await node.api.open(*STREAMED["chat"])
     call = await upstream.called()
     await call.say("a")
     await stream.until(b'"a"')
@@ -129,15 +111,7 @@ async def test_without_patience_the_head_comes_at_once(make_node, upstream):
 @pytest.mark.slow
 async def test_the_default_is_shorter_than_what_clients_wait(make_node, upstream):
     node = await make_node(keepalive_s=60)
-    asking = asyncio.ensure_future(
-        open_stream(
-            node.api.at(CALLS["chat"][0]),
-            method="POST",
-            headers={"Content-Type": "application/json"},
-            body=json.dumps(CALLS["chat"][1]).encode(),
-            seconds=20,
-        )
-    )
+    asking = asyncio.ensure_future(node.api.open(*STREAMED["chat"], seconds=20))
     call = await upstream.called()
     stream = await asking
     assert stream.status == 200

@@ -8,15 +8,9 @@ import uuid
 import pytest
 from support.api import assert_problem, text_of
 from support.upstream import generate, say
+from support.v1 import CALLS, CHAT, CHAT_PATH, id_of
 
-CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
-CALLS = {
-    "generations": ("/generations", CHAT),
-    "chat": ("/v1/chat/completions", CHAT),
-    "a legacy one": ("/v1/completions", {"model": "test-model", "prompt": "Hi"}),
-    "a response": ("/v1/responses", {"model": "test-model", "input": "Hi"}),
-    "a prompt": ("/v1/completions/stream", {"model": "test-model", "prompt": "Hi"}),
-}
+EVERYWHERE = {"generations": ("/generations", CHAT), **CALLS}
 
 
 @pytest.fixture
@@ -24,13 +18,9 @@ def job() -> dict[str, str]:
     return {"Replay-Job": f"job-{uuid.uuid4()}"}
 
 
-def id_of(answer):
-    return answer.headers["replay-generation-id"]
-
-
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", EVERYWHERE)
 async def test_the_same_body_attaches_and_another_starts_its_own(service, other_service, upstream, job, name):
-    path, body = CALLS[name]
+    path, body = EVERYWHERE[name]
     upstream.script = say("a")
     steps = [body, body | {"seed": 1}, body | {"seed": 2}]
     first = [id_of(await service.post(path, step, job)) for step in steps]
@@ -44,7 +34,7 @@ async def test_the_same_body_attaches_and_another_starts_its_own(service, other_
 @pytest.mark.parametrize("first", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("header", ["Replay-Job", "Idempotency-Key"])
 async def test_how_the_answer_is_sent_is_no_part_of_the_body(service, upstream, header, name, first):
-    path, body = CALLS[name]
+    path, body = EVERYWHERE[name]
     key = {header: uuid.uuid4().hex}
     upstream.script = say("Hel", "lo")
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
@@ -74,12 +64,12 @@ async def test_of_racing_calls_one_starts(service, other_service, upstream, job)
 async def test_another_job_and_a_key_of_the_same_name_start_their_own(service, upstream, job):
     upstream.script = say("a")
     others = [job, {"Replay-Job": job["Replay-Job"] + "x"}, {"Idempotency-Key": job["Replay-Job"]}, {}]
-    assert len({id_of(await service.post("/v1/chat/completions", CHAT, each)) for each in others}) == 4
+    assert len({id_of(await service.post(CHAT_PATH, CHAT, each)) for each in others}) == 4
 
 
 async def test_the_calls_of_another_path_are_another_step(service, upstream, job):
     upstream.script = say("a")
-    ids = {id_of(await service.post(path, CHAT, job)) for path in ("/generations", "/v1/chat/completions")}
+    ids = {id_of(await service.post(path, CHAT, job)) for path in ("/generations", CHAT_PATH)}
     assert len(ids) == 2
 
 
@@ -89,9 +79,9 @@ async def test_a_step_that_failed_begins_anew(service, other_service, upstream, 
         await call.cut()
 
     upstream.script = break_off
-    failed = id_of(await service.post("/v1/chat/completions", CHAT, job))
+    failed = id_of(await service.post(CHAT_PATH, CHAT, job))
     upstream.script = generate(3)
-    answer = await other_service.post("/v1/chat/completions", CHAT, job)
+    answer = await other_service.post(CHAT_PATH, CHAT, job)
     assert (answer.status, answer.headers["replay-previous-generation-id"]) == (200, failed)
     assert text_of(await service.log(id_of(answer))) == "word0 word1 word2 "
 
@@ -105,7 +95,7 @@ async def test_what_is_no_key_is_refused(service, upstream, value):
 
 
 async def test_a_job_and_a_key_together_are_refused(service, upstream, job):
-    for path, body in CALLS.values():
+    for path, body in EVERYWHERE.values():
         answer = await service.post(path, body, job | {"Idempotency-Key": "k"})
         assert answer.status == 400
         assert "expected one of them" in answer.body.decode()

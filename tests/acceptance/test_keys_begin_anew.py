@@ -9,15 +9,12 @@ import pytest
 from support.api import Api, assert_problem, text_of
 from support.http1 import Answer
 from support.upstream import generate, say
+from support.v1 import CALLS, CHAT, CHAT_PATH, id_of
 
-CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
-CALLS = {
+EVERYWHERE = {
     "generations": ("/generations", CHAT),
-    "chat": ("/v1/chat/completions", CHAT),
-    "a streamed chat": ("/v1/chat/completions", CHAT | {"stream": True}),
-    "a legacy one": ("/v1/completions", {"model": "test-model", "prompt": "Hi"}),
-    "a response": ("/v1/responses", {"model": "test-model", "input": "Hi"}),
-    "a prompt": ("/v1/completions/stream", {"model": "test-model", "prompt": "Hi"}),
+    "a streamed chat": (CHAT_PATH, CHAT | {"stream": True}),
+    **CALLS,
 }
 
 
@@ -26,17 +23,8 @@ async def break_off(call):
     await call.cut()
 
 
-def id_of(answer: Answer) -> str:
-    return answer.headers["replay-generation-id"]
-
-
 def previous_of(answer: Answer) -> str | None:
     return answer.headers.get("replay-previous-generation-id")
-
-
-@pytest.fixture
-def key() -> dict[str, str]:
-    return {"Idempotency-Key": f"key-{uuid.uuid4()}"}
 
 
 async def fail(api: Api, upstream, key, path="/generations", body=CHAT) -> str:
@@ -48,10 +36,10 @@ async def fail(api: Api, upstream, key, path="/generations", body=CHAT) -> str:
     return id
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", EVERYWHERE)
 async def test_a_key_whose_generation_failed_begins_anew(service, other_service, upstream, key, name):
     # given a key whose generation has failed after its first word
-    path, body = CALLS[name]
+    path, body = EVERYWHERE[name]
     failed = await fail(service, upstream, key, path, body)
 
     # when it is used again, on any node
@@ -160,7 +148,7 @@ async def test_deleting_the_failed_one_leaves_the_key_where_it_leads(service, ot
 async def test_a_whole_answer_that_failed_may_be_asked_for_again_with_its_key(service, upstream, key):
     # given a client that asks again after a 5xx, unless it is told not to
     upstream.script = break_off
-    refused = await service.post("/v1/chat/completions", CHAT, key)
+    refused = await service.post(CHAT_PATH, CHAT, key)
     assert (refused.status, refused.json()["error"]["code"]) == (502, "upstream_truncated")
     assert "x-should-retry" not in refused.headers
     assert (await service.generation(id_of(refused)))["status"] == "failed"

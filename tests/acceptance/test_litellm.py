@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-from openai import APIError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, RateLimitError
+from openai import APIError, APIStatusError, AsyncOpenAI, RateLimitError
 from openai.types.chat import ChatCompletionChunk
-from support.deadlines import DEADLINE_S, within
+from support.deadlines import within
 from support.litellm import MASTER_KEY, LiteLLM
 from support.node import Node
 from support.samples import SAMPLES
+from support.sdk import ON_HTTPX, streamed_or_not
 from support.upstream import Call, ScriptedUpstream, play
+from support.v1 import CHAT, COUNTED, texts_of
 
 pytestmark = pytest.mark.slow  # some ten seconds until it has started
 
 TEXT = "Hello from LiteLLM,\nwith 👩‍👩‍👧‍👦 and [DONE]."
-MESSAGES = [{"role": "user", "content": "Hi"}]
-COUNTED = {"stream_options": {"include_usage": True}}
+MESSAGES = CHAT["messages"]
 
 SAYS = "says"  # a text
 LEGACY = "legacy"  # a text, at /v1/completions
@@ -73,13 +74,9 @@ async def node(make_node: Callable[..., Awaitable[Node]], litellm: LiteLLM) -> N
     return await make_node(upstream_url=litellm.url, env={"OPENAI_API_KEY": MASTER_KEY})
 
 
-@contextlib.asynccontextmanager
-async def sdk(base_url: str, api_key: str) -> AsyncIterator[AsyncOpenAI]:
-    http_client = DefaultAsyncHttpxClient(trust_env=False)
-    async with AsyncOpenAI(
-        base_url=base_url, api_key=api_key, timeout=DEADLINE_S, max_retries=0, http_client=http_client
-    ) as client:
-        yield client
+def sdk(base_url: str, api_key: str) -> AbstractAsyncContextManager[AsyncOpenAI]:
+    """The official client of LiteLLM, or of a node in front of it."""
+    return ON_HTTPX.client(base_url.removesuffix("/v1"), api_key=api_key)
 
 
 @pytest.fixture
@@ -114,7 +111,7 @@ def _common(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_of(chunks: list[dict[str, Any]]) -> str:
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    return "".join(texts_of(chunks))
 
 
 # Answers.
@@ -302,7 +299,7 @@ async def test_a_cancel_reaches_the_server_behind_litellm(node, behind, through)
 # Refusals.
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@streamed_or_not
 @pytest.mark.parametrize("model", [*REFUSING, "nobody's"])
 async def test_a_refusal_keeps_litellms_status_and_body(direct, through, model, stream):
     status, body = await refusal(direct, model, stream=True)
@@ -310,7 +307,7 @@ async def test_a_refusal_keeps_litellms_status_and_body(direct, through, model, 
     assert await refusal(through, model, stream=stream) == (status, body)
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@streamed_or_not
 @pytest.mark.parametrize("name", ["25-429-retry-after", "28-400-openai-error"])
 async def test_a_refusal_behind_litellm_keeps_its_status_and_body(direct, through, behind, name, stream):
     behind.script = play(SAMPLES[name])

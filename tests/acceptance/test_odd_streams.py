@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.http1 import open_stream
 from support.raw_upstream import END, RawUpstream, chunk
 from support.samples import DIRECTORY, Sample
 from support.sse import messages
 from support.upstream import play, respond, said
+from support.v1 import CHAT, CHAT_PATH, INPUT, LEGACY, LEGACY_PATH, RESPONSES_PATH, ask
 
-CHAT = "/v1/chat/completions"
-BODIES = {
-    CHAT: {"messages": [{"role": "user", "content": "Hi"}]},
-    "/v1/completions": {"prompt": "Hi"},
-    "/v1/responses": {"input": "Hi"},
-}
+BODIES = {CHAT_PATH: CHAT, LEGACY_PATH: LEGACY, RESPONSES_PATH: INPUT}
 _ROW = re.compile(r"\| (?P<file>[\w-]+\.\w+) \|.*\| (?P<right>[^|]+) \|")
 
 
@@ -42,7 +37,7 @@ class Odd:
 
     @property
     def asked_at(self) -> str:
-        return self.word("asked at", CHAT)
+        return self.word("asked at", CHAT_PATH)
 
     @property
     def sample(self) -> Sample:
@@ -67,23 +62,17 @@ def each(odd):
     return pytest.mark.parametrize("odd", [pytest.param(each, id=each.path.stem) for each in odd])
 
 
-async def stream(api, path, body=None):
-    """A streamed call, read to its end; its id."""
-    answer = await open_stream(
-        api.at(path),
-        method="POST",
-        headers={"Content-Type": "application/json"},
-        body=json.dumps({"model": "test-model", "stream": True} | (body or BODIES[path])).encode(),
-    )
-    whole = await answer.to_end()
-    return whole, whole.headers.get("replay-generation-id")
+async def stream(api, path):
+    """A streamed call, read to its end, and its id."""
+    answer = await ask(api, BODIES[path], stream=True)
+    return answer, answer.headers.get("replay-generation-id")
 
 
 def test_every_stream_is_in_a_table():
     assert sorted(odd.path.name for odd in ODD) == sorted(path.name for path in (DIRECTORY / "odd").iterdir())
 
 
-@each(odd for odd in ODD if odd.asked_at == CHAT)
+@each(odd for odd in ODD if odd.asked_at == CHAT_PATH)
 async def test_odd_stream_becomes_what_is_right(service, upstream, odd):
     upstream.script = play(odd.sample)
     id = await service.run()
@@ -97,13 +86,13 @@ async def test_odd_stream_becomes_what_is_right(service, upstream, odd):
         assert generation["usage"]["total_tokens"] == int(odd.word("total tokens"))
 
 
-@each(odd for odd in ODD if odd.asked_at == CHAT)
+@each(odd for odd in ODD if odd.asked_at == CHAT_PATH)
 async def test_odd_stream_in_pieces_reaches_a_client_of_openais_api(service, upstream, odd):
     # given an upstream that sends it a few bytes at a time
     upstream.script = play(odd.sample, 11)
 
     # when it is asked for
-    answer, id = await stream(service, CHAT)
+    answer, id = await stream(service, CHAT_PATH)
 
     # then what failed before its first word is refused, what failed later has an error and a cut, the rest its end mark
     if answer.status != 200:
@@ -120,7 +109,7 @@ async def test_odd_stream_in_pieces_reaches_a_client_of_openais_api(service, ups
     assert (await service.generation(id))["status"] == odd.status
 
 
-@each(odd for odd in ODD if odd.asked_at != CHAT)
+@each(odd for odd in ODD if odd.asked_at != CHAT_PATH)
 async def test_odd_stream_of_another_api_becomes_what_is_right(make_node, upstream, odd):
     node = await make_node()
     upstream.speaks_responses = True
@@ -158,7 +147,7 @@ async def test_endless_page_is_read_no_further_than_its_first_line(service, upst
 async def test_completion_to_a_call_without_stream_comes_back_as_it_was(service, upstream):
     odd = next(odd for odd in ODD if odd.path.stem == "128-whole-tool-calls")
     upstream.script = play(odd.sample)
-    answer = await service.post(CHAT, {"model": "test-model"} | BODIES[CHAT])
+    answer = await service.post(CHAT_PATH, BODIES[CHAT_PATH])
     sent, got = json.loads(odd.sample.body), answer.json()
     assert got["choices"][0]["message"]["tool_calls"] == sent["choices"][0]["message"]["tool_calls"]
     assert (got["usage"], got["choices"][0]["finish_reason"]) == (sent["usage"], "tool_calls")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.http1 import Answer, request
 from support.upstream import say
+from support.v1 import CHAT
 
-CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
 RESPONSE = {"model": "test-model", "input": "Hi"}
 SSE = {"Accept": "text/event-stream"}
 LINES = {"Accept": "application/x-ndjson"}

@@ -15,9 +15,9 @@ from support.browser import chromium
 from support.http1 import Answer, open_stream
 from support.tcp_server import TcpServer
 from support.upstream import say
+from support.v1 import CHAT
 from support.wire import connected
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 EVIL = "https://evil.example"
 OURS = "https://app.example.com"
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import uuid
 
 import pytest
 from support.api import Api
 from support.deadlines import eventually
-from support.http1 import open_stream
 from support.logs import expiries
 from support.upstream import say
+from support.v1 import CALLS, CHAT, CHAT_PATH, id_of, streamed_or_whole
 
-CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
-CALLS = {
-    "chat": ("/v1/chat/completions", CHAT),
-    "a legacy one": ("/v1/completions", {"model": "test-model", "prompt": "Hi"}),
-    "a response": ("/v1/responses", {"model": "test-model", "input": "Hi"}),
-    "a prompt": ("/v1/completions/stream", {"model": "test-model", "prompt": "Hi"}),
-}
 STREAMED = CHAT | {"stream": True}
-PATH = "/v1/chat/completions"
 KNOWN_S = 1.2  # after which every node knows of every reader, and does not hesitate for want of that
 
 
@@ -36,54 +27,43 @@ def again(caller: dict[str, str], count: int = 1) -> dict[str, str]:
     return caller | {"x-stainless-retry-count": str(count)}
 
 
-async def given_up(api: Api, upstream, headers, path=PATH, body=STREAMED):
+async def given_up(api: Api, upstream, headers, path=CHAT_PATH, body=STREAMED):
     """A first try whose client has hung up: the upstream's call, and the generation's id."""
     trying = asyncio.ensure_future(api.post(path, body, headers))
     call = await upstream.called()
     trying.cancel()
     await asyncio.wait([trying])
-    return call, await newest(api)
+    return call, await api.newest()
 
 
-async def newest(api: Api) -> str:
-    id: str = (await api.get("/generations", limit=1)).json()["generations"][0]["id"]
-    return id
-
-
-async def trying(api: Api, headers, path=PATH, body=STREAMED):
+async def trying(api: Api, headers, path=CHAT_PATH, body=STREAMED):
     """A call under way."""
     task = asyncio.ensure_future(api.post(path, body, headers))
     await asyncio.sleep(0)
     return task
 
 
-async def read_by(api: Api, id: str, readers: int):
-    return await eventually(
-        f"{readers} readers", lambda: api.generation(id), lambda told: told["subscribers"] == readers
-    )
-
-
 @pytest.mark.parametrize("there", ["here", "elsewhere"])
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@streamed_or_whole
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_retry_gets_what_its_first_try_has_started(
     service, other_service, upstream, caller, name, stream, there
 ):
     # given a client that has given up waiting for the first word
     path, body = CALLS[name]
-    body |= {"stream": stream}
+    body = body | {"stream": stream}
     call, id = await given_up(service, upstream, again(caller, 0), path, body)
 
     # when it tries again, at once, here or elsewhere
     retry = await trying(service if there == "here" else other_service, again(caller), path, body)
-    await read_by(service, id, 1)
+    await service.has_subscribers(id, 1)
     await call.say("Hel")
     await call.say("lo")
     await call.finish()
 
     # then it has all of that, and the upstream was called once
     answer = await retry
-    assert (answer.status, answer.headers["replay-generation-id"]) == (200, id)
+    assert (answer.status, id_of(answer)) == (200, id)
     assert b"Hel" in answer.body
     assert len(upstream.calls) == 1
 
@@ -92,9 +72,7 @@ async def test_a_retry_gets_what_was_said_before_it_came(service, other_service,
     call, id = await given_up(service, upstream, caller)
     await call.say("Hel")
     await service.has(id, 2)
-    headers = again(caller) | {"Content-Type": "application/json"}
-    body = json.dumps(STREAMED).encode()
-    retry = await open_stream(other_service.at(PATH), method="POST", headers=headers, body=body)
+    retry = await other_service.open(CHAT_PATH, STREAMED, again(caller))
     await retry.until(b"Hel")
     await call.finish()
     await retry.to_end()
@@ -105,17 +83,17 @@ async def test_every_retry_gets_it_and_however_the_answer_is_to_be_sent(service,
     # given a client that gives up twice
     call, id = await given_up(service, upstream, caller)
     retry = await trying(other_service, again(caller))
-    await read_by(service, id, 1)
+    await service.has_subscribers(id, 1)
     retry.cancel()
-    await read_by(service, id, 0)
+    await service.has_subscribers(id, 0)
 
     # when it asks for the whole in the end
     last = await trying(service, again(caller, 2), body=CHAT | {"stream_options": None})
-    await read_by(service, id, 1)
+    await service.has_subscribers(id, 1)
     await call.say("Hello")
     await call.finish()
     answer = await last
-    assert (answer.status, answer.headers["replay-generation-id"]) == (200, id)
+    assert (answer.status, id_of(answer)) == (200, id)
     assert answer.json()["choices"][0]["message"]["content"] == "Hello"
     assert len(upstream.calls) == 1
 
@@ -134,9 +112,9 @@ async def test_a_retry_of_another_caller_starts_its_own(service, upstream, calle
     _, id = await given_up(service, upstream, caller)
     headers = OTHERS[other] if other == "no key" else caller | OTHERS[other]
     upstream.script = say("a")
-    answer = await service.post(PATH, STREAMED, again(headers))
+    answer = await service.post(CHAT_PATH, STREAMED, again(headers))
     assert answer.status == 200
-    assert answer.headers["replay-generation-id"] != id
+    assert id_of(answer) != id
     assert len(upstream.calls) == 2
 
 
@@ -144,8 +122,8 @@ async def test_a_retry_of_another_caller_starts_its_own(service, upstream, calle
 async def test_a_retry_with_another_body_starts_its_own(service, upstream, caller, other):
     _, id = await given_up(service, upstream, caller)
     upstream.script = say("a")
-    answer = await service.post(PATH, STREAMED | other, again(caller))
-    assert answer.headers["replay-generation-id"] != id
+    answer = await service.post(CHAT_PATH, STREAMED | other, again(caller))
+    assert id_of(answer) != id
     assert len(upstream.calls) == 2
 
 
@@ -154,8 +132,8 @@ async def test_a_call_that_is_no_retry_starts_its_own(service, upstream, caller,
     _, id = await given_up(service, upstream, caller)
     upstream.script = say("a")
     headers = caller if count is None else caller | {"x-stainless-retry-count": count}
-    answer = await service.post(PATH, STREAMED, headers)
-    assert answer.headers["replay-generation-id"] != id
+    answer = await service.post(CHAT_PATH, STREAMED, headers)
+    assert id_of(answer) != id
     assert len(upstream.calls) == 2
 
 
@@ -165,18 +143,18 @@ async def test_what_has_a_reader_is_not_taken_from_it(service, other_service, up
     if reader == "its own caller":
         first = await trying(service, caller)
         call = await upstream.called()
-        id = await newest(service)
+        id = await service.newest()
     else:
         call, id = await given_up(service, upstream, caller)
         first = asyncio.ensure_future(other_service.read(id))
-    await read_by(service, id, 1)
+    await service.has_subscribers(id, 1)
 
     # when a retry comes, on either node
     for api in (service, other_service):
         retry = await trying(api, again(caller))
         own = await upstream.called()
         await own.finish()
-        assert (await retry).headers["replay-generation-id"] != id
+        assert id_of(await retry) != id
 
     # then the reader has its answer for itself
     assert (await service.generation(id))["subscribers"] == 1
@@ -188,10 +166,10 @@ async def test_a_retry_that_hangs_up_before_it_got_anything_starts_nothing(servi
     # given a call that is read, and a retry that waits for that to change, and is given up
     first = await trying(service, caller)
     call = await upstream.called()
-    id = await newest(service)
-    await read_by(service, id, 1)
+    id = await service.newest()
+    await service.has_subscribers(id, 1)
     retry = await trying(service, again(caller))
-    await read_by(service, id, 1)
+    await service.has_subscribers(id, 1)
     retry.cancel()
     await asyncio.wait([retry])
 
@@ -218,13 +196,13 @@ async def test_of_retries_that_come_together_each_gets_another(service, other_se
     # when each is tried again, on any node
     retries = [await trying(api, again(caller)) for api in (service, other_service, service)]
     for id in calls:
-        await read_by(service, id, 1)
+        await service.has_subscribers(id, 1)
     for call in calls.values():
         await call.say("a")
         await call.finish()
     # then no two of them get the same
     answers = await asyncio.gather(*retries)
-    assert {answer.headers["replay-generation-id"] for answer in answers} == calls.keys()
+    assert {id_of(answer) for answer in answers} == calls.keys()
     assert len(upstream.calls) == 3
 
 
@@ -236,7 +214,7 @@ async def test_of_two_retries_of_one_call_one_starts_its_own(service, other_serv
     for each in (call, own):
         await each.say("a")
         await each.finish()
-    ids = {answer.headers["replay-generation-id"] for answer in await asyncio.gather(*retries)}
+    ids = {id_of(answer) for answer in await asyncio.gather(*retries)}
     assert len(ids) == 2
     assert id in ids
     assert len(upstream.calls) == 2
@@ -256,8 +234,8 @@ async def test_what_has_ended_is_not_attached_to(make_node, valkey, upstream, ca
         upstream.script = say("a")
         for node in nodes:
             await client.zadd(note, {id: 1})
-            answer = await node.api.post(PATH, STREAMED, again(caller))
-            assert answer.headers["replay-generation-id"] != id
+            answer = await node.api.post(CHAT_PATH, STREAMED, again(caller))
+            assert id_of(answer) != id
 
 
 async def test_a_node_that_was_killed_keeps_no_retry_waiting(make_node, upstream, caller):
@@ -268,10 +246,10 @@ async def test_a_node_that_was_killed_keeps_no_retry_waiting(make_node, upstream
     here.kill()
     # when the client tries again on another node
     upstream.script = say("a")
-    answer = await there.api.post(PATH, STREAMED, again(caller))
+    answer = await there.api.post(CHAT_PATH, STREAMED, again(caller))
     # then it gets an answer
     assert answer.status == 200
-    assert answer.headers["replay-generation-id"] != lost
+    assert id_of(answer) != lost
     assert b"[DONE]" in answer.body
 
 
@@ -279,8 +257,8 @@ async def test_it_can_be_turned_off(make_node, upstream, caller):
     node = await make_node(attach_retries="off")
     _, id = await given_up(node.api, upstream, caller)
     upstream.script = say("a")
-    answer = await node.api.post(PATH, STREAMED, again(caller))
-    assert answer.headers["replay-generation-id"] != id
+    answer = await node.api.post(CHAT_PATH, STREAMED, again(caller))
+    assert id_of(answer) != id
 
 
 async def test_valkey_holds_nothing_of_the_credentials_and_nothing_of_what_has_ended(
@@ -310,6 +288,6 @@ async def test_a_retry_is_found_again_when_valkey_has_lost_the_note(make_node, v
     await call.say("a")  # its node finds out, and puts everything back
     await eventually("the note", lambda: expiries(valkey), lambda found: any(":tries:" in key for key in found))
     retry = await trying(node.api, again(caller))
-    await read_by(node.api, id, 1)
+    await node.api.has_subscribers(id, 1)
     await call.finish()
-    assert (await retry).headers["replay-generation-id"] == id
+    assert id_of(await retry) == id

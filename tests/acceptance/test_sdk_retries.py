@@ -10,75 +10,63 @@ import contextlib
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
-from support.deadlines import eventually, within
+from support.deadlines import within
 from support.fault_proxy import FaultProxy
+from support.sdk import ON_AIOHTTP, ON_HTTPX, text_of
 from support.upstream import Call, ScriptedUpstream, generate, say
+from support.v1 import CHAT, streamed_or_whole
 
 pytestmark = pytest.mark.slow
 
-CHAT: dict[str, Any] = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
-TRANSPORTS = {"httpx": DefaultAsyncHttpxClient, "aiohttp": DefaultAioHttpClient}
+TRANSPORTS = {"httpx": ON_HTTPX, "aiohttp": ON_AIOHTTP}
 IMPATIENT_S = 1.0
 
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
-streamed_or_whole = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 
 
-@contextlib.asynccontextmanager
-async def sdk(url: str, transport: str = "httpx", **options: Any) -> AsyncIterator[AsyncOpenAI]:
-    http_client = TRANSPORTS[transport](trust_env=False)
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-test", http_client=http_client, **options) as client:
-        yield client
-
-
-async def text_of(answer: Any) -> str:
-    if not hasattr(answer, "__aiter__"):
-        return answer.choices[0].message.content or ""
-    return "".join([chunk.choices[0].delta.content or "" async for chunk in answer if chunk.choices])
+async def read(answer: Any) -> str:
+    """The text of an answer, streamed or whole."""
+    if hasattr(answer, "__aiter__"):
+        return text_of([chunk async for chunk in answer])
+    return answer.choices[0].message.content or ""
 
 
 @each_transport
 @streamed_or_whole
 async def test_a_client_that_gives_up_twice_has_made_one_call(service, other_service, upstream, stream, transport):
     # given a client that waits for less than the upstream takes
-    async with sdk(service.url, transport, timeout=IMPATIENT_S, max_retries=5) as client:
+    async with TRANSPORTS[transport].client(service.url, timeout=IMPATIENT_S, max_retries=5) as client:
         asking = asyncio.ensure_future(client.chat.completions.create(**CHAT, stream=stream))
         call = await upstream.called()
-        id = (await service.get("/generations", limit=1)).json()["generations"][0]["id"]
+        id = await service.newest()
 
         # when it has hung up and come back, twice, and then the upstream answers
-        for readers in (0, 1, 0, 1):
-            await eventually(
-                "it", lambda: service.generation(id), lambda told, readers=readers: told["subscribers"] == readers
-            )
+        for count in (0, 1, 0, 1):
+            await service.has_subscribers(id, count)
         await call.say("Hel")
         await call.say("lo")
         await call.finish()
 
         # then it has the answer
-        assert await text_of(await within("an answer", asking)) == "Hello"
+        assert await read(await within("an answer", asking)) == "Hello"
     assert len(upstream.calls) == 1
 
 
 @streamed_or_whole
 async def test_a_client_that_is_cut_before_its_answer_has_made_one_call(service, upstream, stream):
-    async with FaultProxy(service.url) as network, sdk(network.url, max_retries=1) as client:
+    async with FaultProxy(service.url) as network, ON_HTTPX.client(network.url, max_retries=1) as client:
         asking = asyncio.ensure_future(client.chat.completions.create(**CHAT, stream=stream))
         call = await upstream.called()
         network.cut()
-        id = (await service.get("/generations", limit=1)).json()["generations"][0]["id"]
-        for readers in (0, 1):
-            await eventually(
-                "it", lambda: service.generation(id), lambda told, readers=readers: told["subscribers"] == readers
-            )
+        id = await service.newest()
+        for count in (0, 1):
+            await service.has_subscribers(id, count)
         await call.say("Hello")
         await call.finish()
-        assert await text_of(await within("an answer", asking)) == "Hello"
+        assert await read(await within("an answer", asking)) == "Hello"
     assert len(upstream.calls) == 1
 
 
@@ -90,14 +78,14 @@ async def test_a_client_that_waits_for_bytes_is_kept_by_the_head_and_keepalives(
 
     upstream.script = late
     node = await make_node(head_patience_s=0.1, keepalive_s=0.1)
-    async with sdk(node.url, timeout=IMPATIENT_S, max_retries=0) as client:
-        assert await text_of(await client.chat.completions.create(**CHAT, stream=True)) == "Hello"
+    async with ON_HTTPX.client(node.url, timeout=IMPATIENT_S, max_retries=0) as client:
+        assert await read(await client.chat.completions.create(**CHAT, stream=True)) == "Hello"
     assert len(upstream.calls) == 1
 
 
 async def test_calls_that_are_alike_and_in_time_are_answered_apart(service, upstream):
     upstream.script = generate(3, per_second=20)
-    async with sdk(service.url) as client:
+    async with ON_HTTPX.client(service.url) as client:
         answers = await asyncio.gather(*(client.chat.completions.create(**CHAT) for _ in range(4)))
     assert len({answer.id for answer in answers}) == 4
     assert len(upstream.calls) == 4

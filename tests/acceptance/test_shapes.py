@@ -12,9 +12,8 @@ import pytest
 from support.samples import DIRECTORY, SHAPES
 from support.sse import messages
 from support.upstream import play
+from support.v1 import INPUT, id_of
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-RESPONSE = {"model": "m", "input": "Hi"}
 CHATS = [shape for shape in SHAPES if not shape.is_response]
 RESPONSES = [shape for shape in SHAPES if shape.is_response]
 NAME = re.compile(r"^\| (\S+\.sse) \|", re.MULTILINE)
@@ -91,8 +90,8 @@ async def test_a_chunk_passes_as_it_came_and_is_understood(service, other_servic
 @each(shape for shape in CHATS if "output" in shape.right)
 async def test_a_chunk_is_understood_where_a_response_is_made_of_it(service, upstream, shape):
     upstream.script = play(shape)
-    streamed = await service.post("/v1/responses", RESPONSE | {"stream": True})
-    id = streamed.headers["replay-generation-id"]
+    streamed = await service.post("/v1/responses", INPUT | {"stream": True})
+    id = id_of(streamed)
     *_, last = (strict(event.data) for event in messages(streamed.body))
     assert said_in(last["response"]["output"]) == shape.right["output"]
     assert strict((await service.get(f"/v1/responses/{id}")).body) == last["response"]
@@ -104,8 +103,8 @@ async def test_an_event_passes_as_it_came_and_is_understood(make_node, upstream,
     upstream.speaks_responses = True
     upstream.script = play(shape, 11)
     node = await make_node()
-    streamed = await node.api.post("/v1/responses", RESPONSE | {"stream": True})
-    id = streamed.headers["replay-generation-id"]
+    streamed = await node.api.post("/v1/responses", INPUT | {"stream": True})
+    id = id_of(streamed)
 
     # then its reader gets the events as they were sent, numbered, and the last with all items
     *events, last = (strict(event.data) for event in messages(streamed.body))

@@ -12,14 +12,7 @@ from support.deadlines import eventually
 from support.logs import expiries
 from support.sse import streaming
 from support.upstream import say
-
-CALLS = {
-    "chat": ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}),
-    "a legacy one": ("/v1/completions", {"model": "m", "prompt": "Hi"}),
-    "a response": ("/v1/responses", {"model": "m", "input": "Hi"}),
-    "a prompt": ("/v1/completions/stream", {"model": "m", "prompt": "Hi"}),
-}
-ERROR = {"error": {"message": "slow down", "type": "rate_limit_error", "param": None, "code": "rate_limit"}}
+from support.v1 import CALLS, ERROR, id_of, streamed_or_whole
 
 
 def refuse(call):
@@ -39,7 +32,7 @@ def generation_id() -> str:
     return f"chosen-{uuid.uuid4().hex}"
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@streamed_or_whole
 @pytest.mark.parametrize("refusal", [refuse, hang_up, say_nothing])
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_refused_call_leaves_nothing(service, other_service, upstream, generation_id, name, refusal, stream):
@@ -60,7 +53,7 @@ async def test_a_refused_call_leaves_nothing(service, other_service, upstream, g
     # and its id is free for the next try
     upstream.script = say("a")
     again = await other_service.post(path, body)
-    assert (again.status, again.headers["replay-generation-id"]) == (200, generation_id)
+    assert (again.status, id_of(again)) == (200, generation_id)
     assert (await service.ended(generation_id))["status"] == "completed"
 
 
@@ -95,7 +88,7 @@ async def test_two_callers_with_one_key_are_both_told(service, other_service, up
     upstream.script = say("a")
     answers = [await api.post(path, body, key) for api in (service, other_service, service)]
     assert [answer.status for answer in answers] == [200, 200, 200]
-    assert len({answer.headers["replay-generation-id"] for answer in answers}) == 1
+    assert len({id_of(answer) for answer in answers}) == 1
     assert len(upstream.calls) == 2
 
 
@@ -131,7 +124,7 @@ async def test_who_is_told_late_takes_nothing_of_the_next_try_under_the_same_id(
     first = asyncio.create_task(here.api.post(path, body, key))
     call = await upstream.called()
     second = asyncio.create_task(there.api.post(path, body, key))
-    await eventually("both", lambda: here.api.generation(generation_id), lambda it: it["subscribers"] == 2)
+    await here.api.has_subscribers(generation_id, 2)
     valkey_proxy.hold_replies()
     await call.respond(429, ERROR)
     assert (await first).status == 429
@@ -157,7 +150,7 @@ async def test_of_many_who_ask_again_all_get_one_answer(service, other_service, 
     async def ask_until_answered(api: Api, body: dict[str, Any], key: dict[str, str]) -> str:
         while (answer := await api.post("/v1/chat/completions", body, key)).status != 200:
             assert answer.status in (429, 503), answer
-        return answer.headers["replay-generation-id"]
+        return id_of(answer)
 
     upstream.script = refuse_twice
     for attempt in range(20):

@@ -3,145 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import json
-import operator
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from openai import (
     APIStatusError,
-    AsyncOpenAI,
     BadRequestError,
     ConflictError,
-    DefaultAioHttpClient,
-    DefaultAsyncHttpxClient,
-    DefaultHttpxClient,
     NotFoundError,
-    OpenAI,
     RateLimitError,
     UnprocessableEntityError,
     pydantic_function_tool,
 )
 from openai.types.responses import Response
 from pydantic import BaseModel
-from support.api import Api
-from support.deadlines import DEADLINE_S, eventually, within
+from support.deadlines import eventually, within
 from support.fault_proxy import FaultProxy
+from support.programs import running
+from support.responses import BACKGROUND
 from support.samples import SAMPLES
+from support.sdk import ON_HTTPX, WAYS, Sdk, types
 from support.upstream import USAGE, Call, Script, play, respond, said, say
+from support.v1 import ERROR, INPUT, streamed_or_whole
 
-ASKED: dict[str, Any] = {"model": "test-model", "input": "Hi"}
-BACKGROUND = ASKED | {"background": True}
-ERROR = {"error": {"message": "slow down", "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"}}
 TEXT_EVENTS = [
-    *("response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"),
-    *("response.output_text.delta", "response.output_text.delta", "response.output_text.done"),
-    *("response.content_part.done", "response.output_item.done", "response.completed"),
+    *("created", "in_progress", "output_item.added", "content_part.added"),
+    *("output_text.delta", "output_text.delta", "output_text.done"),
+    *("content_part.done", "output_item.done", "completed"),
 ]
-
-
-# The package, three ways. A client lives as long as one question.
-
-
-class Sdk(Protocol):
-    """A way to use it."""
-
-    async def ask(self, url: str, call: str, **request: Any) -> Any:
-        """Make a call; a stream, and the pages of a list, are read to their end."""
-
-    async def follow(self, url: str, seen: list[Any] | None = None, **request: Any) -> tuple[list[Any], Any]:
-        """Use the helper `responses.stream`; its events, and its final response or why there is none."""
-
-
-class Asynchronous:
-    """AsyncOpenAI on one of its transports."""
-
-    def __init__(self, transport: type[Any], **options: Any) -> None:
-        self._transport = transport
-        self._options = options
-
-    @contextlib.asynccontextmanager
-    async def client(self, url: str, **options: Any) -> AsyncIterator[AsyncOpenAI]:
-        options = {"api_key": "none", "timeout": DEADLINE_S, "max_retries": 0} | options
-        http_client = self._transport(**self._options)
-        async with AsyncOpenAI(base_url=f"{url}/v1", http_client=http_client, **options) as client:
-            yield client
-
-    async def ask(self, url: str, call: str, **request: Any) -> Any:
-        async with self.client(url) as client:
-            answer = operator.attrgetter(call)(client)(**request)
-            if inspect.iscoroutine(answer):
-                answer = await answer
-            return [item async for item in answer] if hasattr(answer, "__aiter__") else answer
-
-    async def follow(self, url: str, seen: list[Any] | None = None, **request: Any) -> tuple[list[Any], Any]:
-        events = [] if seen is None else seen
-        async with self.client(url) as client, client.responses.stream(**request) as stream:
-            async for event in stream:
-                events.append(event)
-            try:
-                return events, await stream.get_final_response()
-            except RuntimeError as error:
-                return events, error
-
-
-class Synchronous:
-    """OpenAI, in a thread."""
-
-    async def ask(self, url: str, call: str, **request: Any) -> Any:
-        return await asyncio.to_thread(self._ask, url, call, request)
-
-    async def follow(self, url: str, seen: list[Any] | None = None, **request: Any) -> tuple[list[Any], Any]:
-        return await asyncio.to_thread(self._follow, url, [] if seen is None else seen, request)
-
-    @contextlib.contextmanager
-    def _client(self, url: str) -> Iterator[OpenAI]:
-        http_client = DefaultHttpxClient(trust_env=False)
-        options: dict[str, Any] = {"api_key": "none", "timeout": DEADLINE_S, "max_retries": 0}
-        with OpenAI(base_url=f"{url}/v1", http_client=http_client, **options) as client:
-            yield client
-
-    def _ask(self, url: str, call: str, request: dict[str, Any]) -> Any:
-        with self._client(url) as client:
-            answer = operator.attrgetter(call)(client)(**request)
-            is_many = hasattr(answer, "iter_pages") or hasattr(answer, "__next__")
-            return list(answer) if is_many else answer
-
-    def _follow(self, url: str, events: list[Any], request: dict[str, Any]) -> tuple[list[Any], Any]:
-        with self._client(url) as client, client.responses.stream(**request) as stream:
-            events.extend(stream)
-            try:
-                return events, stream.get_final_response()
-            except RuntimeError as error:
-                return events, error
-
-
-ON_HTTPX = Asynchronous(DefaultAsyncHttpxClient, trust_env=False)
-WAYS = {"synchronous": Synchronous(), "on_httpx": ON_HTTPX, "on_aiohttp": Asynchronous(DefaultAioHttpClient)}
 
 
 @pytest.fixture(params=[WAYS["synchronous"], ON_HTTPX], ids=["synchronous", "asynchronous"])
 def sdk(request: pytest.FixtureRequest) -> Sdk:
     way: Sdk = request.param
     return way
-
-
-@pytest.fixture
-async def client(service: Api) -> AsyncIterator[AsyncOpenAI]:
-    """The asynchronous client of a shared node."""
-    async with ON_HTTPX.client(service.url) as client:
-        yield client
-
-
-def types(events: list[Any]) -> list[str]:
-    return [event.type for event in events]
 
 
 def numbers(events: list[Any]) -> list[int]:
@@ -173,7 +72,7 @@ def calls_for_weather(*cities: str) -> Script:
 
 async def test_a_response_is_created(service, upstream, sdk):
     upstream.script = say("Val", "key", usage=USAGE)
-    found = await sdk.ask(service.url, "responses.create", **ASKED)
+    found = await sdk.ask(service.url, "responses.create", **INPUT)
     assert isinstance(found, Response)
     assert (found.status, found.output_text, found.error, found.background) == ("completed", "Valkey", None, False)
     assert (found.usage.input_tokens, found.usage.output_tokens, found.usage.total_tokens) == (5, 7, 12)
@@ -184,7 +83,7 @@ async def test_a_response_is_created(service, upstream, sdk):
 
 async def test_a_streamed_response_is_events_of_their_kinds(service, upstream, sdk):
     upstream.script = say("Val", "key", usage=USAGE)
-    events = await sdk.ask(service.url, "responses.create", **ASKED, stream=True)
+    events = await sdk.ask(service.url, "responses.create", **INPUT, stream=True)
     assert types(events) == TEXT_EVENTS
     assert numbers(events) == list(range(len(events)))
     assert deltas(events) == "Valkey"
@@ -234,7 +133,7 @@ async def test_a_format_is_parsed(service, upstream, sdk):
         degrees: int
 
     upstream.script = say('{"city": "Par', 'is", "degr', 'ees": 21}')
-    parsed = await sdk.ask(service.url, "responses.parse", **ASKED, text_format=Weather)
+    parsed = await sdk.ask(service.url, "responses.parse", **INPUT, text_format=Weather)
     assert parsed.output_parsed == Weather(city="Paris", degrees=21)
     form = upstream.calls[0].request["response_format"]
     assert (form["type"], form["json_schema"]["name"], form["json_schema"]["strict"]) == (
@@ -245,7 +144,7 @@ async def test_a_format_is_parsed(service, upstream, sdk):
     assert set(form["json_schema"]["schema"]["properties"]) == {"city", "degrees"}
 
     # and so it is by the helper
-    events, final = await sdk.follow(service.url, **ASKED, text_format=Weather)
+    events, final = await sdk.follow(service.url, **INPUT, text_format=Weather)
     assert final.output_parsed == parsed.output_parsed
     (done,) = (event for event in events if event.type == "response.output_text.done")
     assert done.parsed == parsed.output_parsed
@@ -254,13 +153,13 @@ async def test_a_format_is_parsed(service, upstream, sdk):
 async def test_options_of_ours_go_in_the_extra_body(client, service, upstream):
     upstream.script = say("a")
     options = {"id": f"gen_{os.urandom(8).hex()}", "ttl": 600, "metadata": {"k": ["v"]}}
-    found = await client.responses.create(**ASKED, metadata={"user": "u1"}, extra_body={"replay": options})
+    found = await client.responses.create(**INPUT, metadata={"user": "u1"}, extra_body={"replay": options})
     assert (found.id, found.metadata) == (options["id"], {"user": "u1"})
     generation = await service.generation(found.id)
     assert generation["metadata"] == {"k": ["v"]}
     assert generation["expires_at"] == pytest.approx(generation["ended"] + 600, abs=2)
     with pytest.raises(ConflictError):
-        await client.responses.create(**ASKED, extra_body={"replay": options})
+        await client.responses.create(**INPUT, extra_body={"replay": options})
 
 
 # The helper.
@@ -268,7 +167,7 @@ async def test_options_of_ours_go_in_the_extra_body(client, service, upstream):
 
 async def test_the_helper_follows_a_text(service, upstream, sdk):
     upstream.script = say("Val", "key", usage=USAGE)
-    events, final = await sdk.follow(service.url, **ASKED)
+    events, final = await sdk.follow(service.url, **INPUT)
     assert types(events) == TEXT_EVENTS
     assert [event.snapshot for event in events if event.type == "response.output_text.delta"] == ["Val", "Valkey"]
     assert (final.status, final.output_text, final.usage.total_tokens) == ("completed", "Valkey", 12)
@@ -282,7 +181,7 @@ async def test_the_helper_follows_calls(service, upstream, sdk):
     tool = pydantic_function_tool(GetWeather)
     given = {"type": "function", **tool["function"]}
     upstream.script = calls_for_weather("Paris", "Rome")
-    events, final = await sdk.follow(service.url, **ASKED, tools=[given])
+    events, final = await sdk.follow(service.url, **INPUT, tools=[given])
 
     # then its calls are told piece by piece, and whole and parsed
     pieces = [event for event in events if event.type == "response.function_call_arguments.delta"]
@@ -305,11 +204,11 @@ async def test_the_helper_follows_calls(service, upstream, sdk):
 )
 async def test_the_helper_follows_what_was_recorded(service, upstream, sdk, sample, status, kinds, text):
     upstream.script = play(SAMPLES[sample])
-    events, final = await sdk.follow(service.url, **ASKED)
+    events, final = await sdk.follow(service.url, **INPUT)
     assert numbers(events) == list(range(len(events)))
     assert deltas(events) == text
     found = events[-1].response
-    assert (types(events)[-1], found.status) == (f"response.{status}", status)
+    assert (types(events)[-1], found.status) == (status, status)
     assert ([item.type for item in found.output], found.output_text) == (kinds, text)
     if status == "completed":
         assert [item.type for item in final.output] == kinds
@@ -324,9 +223,9 @@ async def test_the_helper_is_told_of_a_failure(service, upstream, sdk):
         await call.done()
 
     upstream.script = script
-    events, final = await sdk.follow(service.url, **ASKED)
+    events, final = await sdk.follow(service.url, **INPUT)
     assert isinstance(final, RuntimeError)
-    assert types(events)[-1] == "response.failed"
+    assert types(events)[-1] == "failed"
     assert (events[-1].response.status, events[-1].response.error.message) == ("failed", "on fire")
     found = await sdk.ask(service.url, "responses.retrieve", response_id=events[0].response.id)
     assert (found.status, found.error.message, found.output_text) == ("failed", "on fire", "Val")
@@ -337,7 +236,7 @@ async def test_the_helper_is_told_of_a_failure(service, upstream, sdk):
 
 async def test_what_has_ended_is_followed_from_its_beginning_and_from_anywhere(service, other_service, upstream, sdk):
     upstream.script = say("Val", "key", usage=USAGE)
-    found = await sdk.ask(service.url, "responses.create", **ASKED)
+    found = await sdk.ask(service.url, "responses.create", **INPUT)
     for url in (service.url, other_service.url):
         # by the helper, which reads all and shows what comes after
         events, final = await sdk.follow(url, response_id=found.id)
@@ -373,7 +272,7 @@ async def test_what_runs_is_followed_by_the_helper_until_its_end(service, other_
     ]
 
     # when others follow it, and it goes on once they are there
-    await eventually("three readers", lambda: service.generation(found.id), lambda each: each["subscribers"] == 3)
+    await service.has_subscribers(found.id, 3)
     assert not any(task.done() for task in others)
     await call.say("key")
     await call.finish()
@@ -396,7 +295,7 @@ async def test_a_cancelled_response_ends_its_stream(service, other_service, upst
     await call.say("Val")
     await service.has(found.id, 2)
     following = asyncio.create_task(sdk.follow(service.url, response_id=found.id))
-    await eventually("a reader", lambda: service.generation(found.id), lambda each: each["subscribers"] == 1)
+    await service.has_subscribers(found.id, 1)
     cancelled = await sdk.ask(other_service.url, "responses.cancel", response_id=found.id)
     assert (cancelled.id, cancelled.status, cancelled.output_text) == (found.id, "cancelled", "Val")
     events, final = await following
@@ -409,7 +308,7 @@ async def test_a_cancelled_response_ends_its_stream(service, other_service, upst
 
 async def test_a_deleted_response_is_not_found(service, other_service, upstream, sdk):
     upstream.script = say("a")
-    found = await sdk.ask(service.url, "responses.create", **ASKED)
+    found = await sdk.ask(service.url, "responses.create", **INPUT)
     assert await sdk.ask(other_service.url, "responses.delete", response_id=found.id) is None
     for call in ("retrieve", "cancel", "delete"):
         with pytest.raises(NotFoundError) as caught:
@@ -427,7 +326,7 @@ async def test_input_items_are_listed_page_by_page(service, upstream, sdk):
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "So?"}]},
     ]
-    found = await sdk.ask(service.url, "responses.create", **(ASKED | {"input": given}))
+    found = await sdk.ask(service.url, "responses.create", **(INPUT | {"input": given}))
     for order in ("asc", "desc"):
         listed = await sdk.ask(service.url, "responses.input_items.list", response_id=found.id, limit=3, order=order)
         kinds = [item.type for item in listed]
@@ -445,14 +344,14 @@ async def test_a_tool_is_called_in_a_conversation(service, other_service, upstre
     tool = {"type": "function", "name": "GetWeather", "parameters": {"type": "object"}, "strict": False}
     question = {"role": "user", "content": "How is it in Paris?"}
     upstream.script = calls_for_weather("Paris")
-    first = await sdk.ask(service.url, "responses.create", **(ASKED | {"input": [question]}), tools=[tool])
+    first = await sdk.ask(service.url, "responses.create", **(INPUT | {"input": [question]}), tools=[tool])
     (call,) = first.output
     output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
 
     # when its output is given, by the id of the response, or with all that was said
     upstream.script = say("It rains.")
-    by_id = ASKED | {"input": [output], "previous_response_id": first.id}
-    by_hand = ASKED | {"input": [question, *first.output, output]}
+    by_id = INPUT | {"input": [output], "previous_response_id": first.id}
+    by_hand = INPUT | {"input": [question, *first.output, output]}
     for url, request in ((service.url, by_id), (other_service.url, by_id), (service.url, by_hand)):
         second = await sdk.ask(url, "responses.create", **request)
         assert (second.output_text, second.previous_response_id) == (
@@ -476,7 +375,7 @@ async def test_a_tool_is_called_in_a_conversation(service, other_service, upstre
 
 async def test_what_cannot_be_continued_is_an_error_with_its_code(service, upstream, sdk):
     with pytest.raises(BadRequestError) as caught:
-        await sdk.ask(service.url, "responses.create", **ASKED, previous_response_id="resp_unknown")
+        await sdk.ask(service.url, "responses.create", **INPUT, previous_response_id="resp_unknown")
     assert caught.value.code == "previous_response_not_found"
     assert upstream.calls == []
 
@@ -484,14 +383,14 @@ async def test_what_cannot_be_continued_is_an_error_with_its_code(service, upstr
 # What fails.
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@streamed_or_whole
 async def test_a_refusal_is_the_error_of_its_status(service, upstream, sdk, stream):
     upstream.script = lambda call: call.respond(429, ERROR)
     with pytest.raises(RateLimitError) as caught:
-        await sdk.ask(service.url, "responses.create", **ASKED, stream=stream)
+        await sdk.ask(service.url, "responses.create", **INPUT, stream=stream)
     assert (caught.value.code, caught.value.body) == ("rate_limit_exceeded", ERROR["error"])
     with pytest.raises(RateLimitError):
-        await sdk.follow(service.url, **ASKED)
+        await sdk.follow(service.url, **INPUT)
 
 
 async def test_what_cannot_be_asked_is_a_bad_request(service, upstream, sdk):
@@ -501,7 +400,7 @@ async def test_what_cannot_be_asked_is_a_bad_request(service, upstream, sdk):
         {"conversation": "conv_1"},
     ):
         with pytest.raises(BadRequestError) as caught:
-            await sdk.ask(service.url, "responses.create", **ASKED, **request)
+            await sdk.ask(service.url, "responses.create", **INPUT, **request)
         assert next(iter(request)) in caught.value.message
     assert upstream.calls == []
 
@@ -513,7 +412,7 @@ async def test_a_call_that_is_tried_again_with_its_key_reaches_the_upstream_once
         for number, form in enumerate(({}, {"stream": True}, {"background": True}), 1):
             key = {"Idempotency-Key": os.urandom(8).hex()}
             proxy.cut_replies_after(1)
-            answer = await client.responses.create(**ASKED, **form, extra_headers=key)
+            answer = await client.responses.create(**INPUT, **form, extra_headers=key)
             await proxy.reply_cut()
 
             # then it tries again, and has the one answer
@@ -539,7 +438,7 @@ async def test_an_upstream_that_speaks_responses_is_followed_all_the_same(make_n
     node = await make_node()
     for sdk in WAYS.values():
         # when it is used in every way
-        events, final = await sdk.follow(node.url, **ASKED)
+        events, final = await sdk.follow(node.url, **INPUT)
         whole = await sdk.ask(node.url, "responses.create", **BACKGROUND)
         behind, behind_final = await sdk.follow(node.url, response_id=whole.id)
         again, again_final = await sdk.follow(node.url, response_id=final.id, starting_after=4)
@@ -554,7 +453,7 @@ async def test_an_upstream_that_speaks_responses_is_followed_all_the_same(make_n
     # nor where it refuses
     upstream.script = lambda call: call.respond(429, ERROR)
     with pytest.raises(APIStatusError) as caught:
-        await ON_HTTPX.ask(node.url, "responses.create", **ASKED)
+        await ON_HTTPX.ask(node.url, "responses.create", **INPUT)
     assert caught.value.status_code == 429
 
 
@@ -588,51 +487,27 @@ for event in stream:
 """
 
 
-@contextlib.asynccontextmanager
-async def running(script: Path, url: str, notes: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The script as a process, which does not outlive this."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), f"{url}/v1", str(notes), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-        await process.wait()
-
-
-async def prints(process: asyncio.subprocess.Process, kind: str, times: int = 1) -> None:
-    """Wait until the script has noted so many events of a kind."""
-    assert process.stdout is not None
-    for _ in range(times):
-        while line := await within(f"{kind} of the script", process.stdout.readline()):
-            if line.decode().strip() == f"response.{kind}":
-                break
-        assert line, f"the script has ended before {kind}"
-
-
 async def test_a_script_that_is_killed_goes_on_where_it_was(service, other_service, upstream, tmp_path):
     # given a script that follows a response which it has started in the background
     script, notes = tmp_path / "script.py", tmp_path / "notes.json"
     script.write_text(SCRIPT)
-    async with running(script, service.url, notes) as first:
+    async with running(sys.executable, str(script), f"{service.url}/v1", str(notes)) as first:
         call = await upstream.called()
-        await prints(first, "created")
+        await first.prints("response.created")
         for number in range(10):
             await call.say(f"word{number} ")
-        await prints(first, "output_text.delta", 5)
+        await first.prints("response.output_text.delta", 5)
 
     # when it is killed half-way, and started again at another node while the model goes on
-    assert first.returncode == -signal.SIGKILL
+    assert first.process.returncode == -signal.SIGKILL
     for number in range(10, 20):
         await call.say(f"word{number} ")
-    async with running(script, other_service.url, notes) as second:
-        await prints(second, "output_text.delta", 7)
+    async with running(sys.executable, str(script), f"{other_service.url}/v1", str(notes)) as second:
+        await second.prints("response.output_text.delta", 7)
         await call.say("word20 ")
         await call.finish()
-        await prints(second, "completed")
-        assert await within("the end of the script", second.wait()) == 0
+        await second.prints("response.completed")
+        await second.ended()
 
     # then it has every event once, and the upstream was called once
     state = json.loads(notes.read_text())

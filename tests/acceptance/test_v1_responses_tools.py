@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 from support.api import Api
-from support.http1 import Answer, open_stream, request
+from support.http1 import request
 from support.sse import messages
 from support.upstream import Call, respond, said, say
+from support.v1 import INPUT, RESPONSES_PATH, ask, id_of
 
-PATH = "/v1/responses"
 FUNCTION = {"type": "function", "name": "get_time", "parameters": {"type": "object"}}
 CRM = {"type": "namespace", "name": "crm", "description": "Customers.", "tools": [{"type": "function", "name": "find"}]}
 SEARCH = {"type": "web_search", "external_web_access": False}
-BODY: dict[str, Any] = {"model": "test-model", "input": "Hi", "tools": [FUNCTION, CRM, SEARCH]}
+BODY: dict[str, Any] = INPUT | {"tools": [FUNCTION, CRM, SEARCH]}
 CALLED = {"type": "function_call", "call_id": "call_1", "namespace": "crm", "name": "find", "arguments": '{"id": 7}'}
-
-
-async def ask(api: Api, body: dict[str, Any]) -> Answer:
-    """A call, streamed or not, and its whole answer."""
-    if not body.get("stream"):
-        return await api.post(PATH, body)
-    headers = {"Content-Type": "application/json"}
-    stream = await open_stream(api.at(PATH), method="POST", headers=headers, body=json.dumps(body).encode())
-    return await stream.to_end()
 
 
 def said_of(item: dict[str, Any]) -> dict[str, Any]:
@@ -55,14 +45,14 @@ async def test_a_tool_that_no_chat_upstream_has_is_left_out_and_named(make_node,
     upstream.script = say("Hello")
     answer = await ask(node.api, BODY | form)
     assert answer.status == 200, answer
-    generation_id = answer.headers["replay-generation-id"]
+    generation_id = id_of(answer)
     if speaks == "no" or not form.get("background"):
         assert answer.headers["replay-ignored"] == "web_search"
     await node.api.ended(generation_id)
     assert [tool["function"]["name"] for tool in upstream.calls[0].request["tools"]] == ["get_time", "crm__find"]
 
     # then whoever looks at it later is told too
-    assert (await node.api.get(f"{PATH}/{generation_id}")).headers["replay-ignored"] == "web_search"
+    assert (await node.api.get(f"{RESPONSES_PATH}/{generation_id}")).headers["replay-ignored"] == "web_search"
     notice = await notice_of(node.api, generation_id)
     assert notice is not None
     assert "web_search" in notice
@@ -77,7 +67,7 @@ async def test_what_the_upstream_has_is_neither_left_out_nor_named(make_node, up
         answer = await ask(node.api, BODY)
         assert "replay-ignored" not in answer.headers
         assert upstream.calls[-1].request["tools"] == BODY["tools"]
-    assert await notice_of(node.api, answer.headers["replay-generation-id"]) is None
+    assert await notice_of(node.api, id_of(answer)) is None
 
 
 @pytest.mark.parametrize("store", [True, False])
@@ -98,7 +88,7 @@ async def test_a_call_into_a_namespace_comes_back_under_its_names_on_any_node_an
     assert [said_of(item) for item in events[7]["response"]["output"]] == [CALLED]
 
     # then it is the same elsewhere and later
-    path = f"{PATH}/{answer.headers['replay-generation-id']}"
+    path = f"{RESPONSES_PATH}/{answer.headers['replay-generation-id']}"
     await node.restart()
     for api in (node.api, other.api):
         assert (await api.get(path)).json() == events[7]["response"]

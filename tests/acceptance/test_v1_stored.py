@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 
 import pytest
 from openai.types.chat import ChatCompletion
-from support.http1 import open_stream, request
+from support.http1 import request
 from support.samples import SAMPLES
 from support.sse import messages
 from support.upstream import USAGE, play, say
+from support.v1 import CHAT_PATH, assert_refused, id_of
 
-PATH = "/v1/chat/completions"
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "u1"},
@@ -26,7 +25,7 @@ CHAT = {"model": "test-model", "messages": MESSAGES}
 
 async def complete(api, body=None, **further) -> dict:
     """A chat completion, as its caller gets it."""
-    answer = await api.post(PATH, CHAT | (body or {}) | further)
+    answer = await api.post(CHAT_PATH, CHAT | (body or {}) | further)
     assert answer.status == 200, answer
     completion: dict = answer.json()
     return completion
@@ -34,22 +33,11 @@ async def complete(api, body=None, **further) -> dict:
 
 async def found(api, path, **query) -> dict:
     """The object at a path below the list of completions."""
-    answer = await api.get(f"{PATH}{path}", **query)
+    answer = await api.get(f"{CHAT_PATH}{path}", **query)
     assert (answer.status, answer.media_type) == (200, "application/json"), answer
     assert answer.headers["x-request-id"]
     body: dict = answer.json()
     return body
-
-
-def assert_refused(answer, status, code, said=""):
-    """Hold an answer against what OpenAI's clients know as an error."""
-    assert answer.status == status, answer
-    assert answer.headers["x-request-id"]
-    assert set(answer.json()) == {"error"}
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert (error["type"], error["code"]) == ("invalid_request_error", code)
-    assert said in error["message"]
 
 
 def assert_list(page, data, *, has_more=False):
@@ -76,8 +64,8 @@ async def test_a_completion_is_found_as_it_was_answered(service, other_service, 
     # given an answer that is over
     upstream.script = play(SAMPLES[sample])
     body = CHAT | {"metadata": {"k": "v"}, "stream": stream}
-    answer = await service.post(PATH, body)
-    id = answer.headers["replay-generation-id"]
+    answer = await service.post(CHAT_PATH, body)
+    id = id_of(answer)
 
     # when it is asked for, then it is the whole, under its id, with its metadata
     completion = await found(service, f"/{id}")
@@ -158,9 +146,9 @@ async def test_one_of_two_choices_without_a_finish_reason_gets_none(service, ups
 
 @pytest.mark.parametrize("path", ["/gen_nobody", "/gen_nobody/messages", "/a.b", f"/{'x' * 129}"])
 async def test_one_that_is_not_here_is_a_404(service, path):
-    assert_refused(await service.get(f"{PATH}{path}"), 404, "generation_not_found")
+    assert_refused(await service.get(f"{CHAT_PATH}{path}"), 404, "generation_not_found")
     if not path.endswith("/messages"):
-        assert_refused(await service.delete(f"{PATH}{path}"), 404, "generation_not_found")
+        assert_refused(await service.delete(f"{CHAT_PATH}{path}"), 404, "generation_not_found")
 
 
 async def test_one_that_has_expired_is_a_404_and_on_no_list(service, upstream, tag):
@@ -168,9 +156,9 @@ async def test_one_that_has_expired_is_a_404_and_on_no_list(service, upstream, t
     gone = (await complete(service, metadata=tag, replay={"ttl": 1}))["id"]
     kept = (await complete(service, metadata=tag))["id"]
     await asyncio.sleep(1.3)
-    assert_refused(await service.get(f"{PATH}/{gone}"), 404, "generation_not_found")
+    assert_refused(await service.get(f"{CHAT_PATH}/{gone}"), 404, "generation_not_found")
     assert_list(await found(service, "", **{"metadata[tag]": tag["tag"]}), [kept])
-    assert_refused(await service.get(PATH, after=gone), 400, "invalid_request", said="after")
+    assert_refused(await service.get(CHAT_PATH, after=gone), 400, "invalid_request", message="after")
 
 
 # Its messages.
@@ -227,7 +215,7 @@ async def test_messages_that_were_not_to_be_stored_are_a_404_that_says_why(servi
     upstream.script = say("a")
     body = CHAT | {"store": False}
     id = (await complete(service, body))["id"] if started == "at /v1" else await service.run(body)
-    assert_refused(await service.get(f"{PATH}/{id}/messages"), 404, "generation_not_found", said="store")
+    assert_refused(await service.get(f"{CHAT_PATH}/{id}/messages"), 404, "generation_not_found", message="store")
     assert upstream.calls[0].request["store"] is False
     assert (await found(service, f"/{id}"))["id"] == id  # the answer is recorded all the same
 
@@ -237,7 +225,7 @@ async def test_messages_that_are_too_large_to_be_kept_are_a_404_that_says_why(se
     fits = [{"role": "user", "content": "x" * 200_000}]
     assert (await found(service, f"/{(await complete(service, messages=fits))['id']}/messages"))["data"]
     id = (await complete(service, messages=fits * 2))["id"]
-    assert_refused(await service.get(f"{PATH}/{id}/messages"), 404, "generation_not_found", said="bytes")
+    assert_refused(await service.get(f"{CHAT_PATH}/{id}/messages"), 404, "generation_not_found", message="bytes")
     assert (await found(service, f"/{id}"))["id"] == id
 
 
@@ -247,8 +235,8 @@ async def test_messages_that_are_too_large_to_be_kept_are_a_404_that_says_why(se
 @pytest.mark.parametrize("of", ["the list", "messages"])
 async def test_a_page_that_cannot_be_is_a_400(service, upstream, query, of):
     upstream.script = say("a")
-    path = PATH if of == "the list" else f"{PATH}/{(await complete(service))['id']}/messages"
-    assert_refused(await service.get(path, **query), 400, "invalid_request", said=next(iter(query)))
+    path = CHAT_PATH if of == "the list" else f"{CHAT_PATH}/{(await complete(service))['id']}/messages"
+    assert_refused(await service.get(path, **query), 400, "invalid_request", message=next(iter(query)))
 
 
 # The list.
@@ -364,43 +352,42 @@ async def test_deleting_leaves_no_trace(service, other_service, upstream, tag):
     kept = (await complete(service, metadata=tag))["id"]
 
     # when it is deleted on another node
-    answer = await other_service.delete(f"{PATH}/{id}")
+    answer = await other_service.delete(f"{CHAT_PATH}/{id}")
     assert (answer.status, answer.media_type) == (200, "application/json")
     assert answer.json() == {"id": id, "object": "chat.completion.deleted", "deleted": True}
 
     # then it is nowhere any more, and what is beside it is
     for api in (service, other_service):
-        for path in (f"{PATH}/{id}", f"{PATH}/{id}/messages"):
+        for path in (f"{CHAT_PATH}/{id}", f"{CHAT_PATH}/{id}/messages"):
             assert_refused(await api.get(path), 404, "generation_not_found")
         assert (await api.get(f"/generations/{id}")).status == 404
         assert_list(await found(api, "", **{"metadata[tag]": tag["tag"]}), [kept])
-    assert_refused(await service.delete(f"{PATH}/{id}"), 404, "generation_not_found")
+    assert_refused(await service.delete(f"{CHAT_PATH}/{id}"), 404, "generation_not_found")
 
 
 async def test_deleting_one_that_runs_cancels_it(service, other_service, upstream):
     # given a streamed call that is under way
-    body = json.dumps(CHAT | {"stream": True}).encode()
-    starting = asyncio.create_task(open_stream(service.at(PATH), method="POST", body=body))
+    starting = asyncio.create_task(service.open(CHAT_PATH, CHAT | {"stream": True}))
     call = await upstream.called()
     await call.say("partial")
     stream = await starting
     await stream.until(b"partial")
 
     # when it is deleted
-    id = stream.headers["replay-generation-id"]
-    assert (await other_service.delete(f"{PATH}/{id}")).status == 200
+    id = id_of(stream)
+    assert (await other_service.delete(f"{CHAT_PATH}/{id}")).status == 200
 
     # then the upstream is let go, its client is told, and it is gone
     await call.hung_up()
     answer = await stream.to_end()
     assert not answer.clean
     assert messages(answer.body)[-1].json()["error"]["code"] == "cancelled"
-    assert_refused(await service.get(f"{PATH}/{id}"), 404, "generation_not_found")
+    assert_refused(await service.get(f"{CHAT_PATH}/{id}"), 404, "generation_not_found")
 
 
 async def test_a_page_of_another_site_may_not_delete(service, upstream):
     upstream.script = say("a")
     id = (await complete(service))["id"]
-    answer = await request("DELETE", service.at(f"{PATH}/{id}"), headers={"Sec-Fetch-Site": "cross-site"})
+    answer = await request("DELETE", service.at(f"{CHAT_PATH}/{id}"), headers={"Sec-Fetch-Site": "cross-site"})
     assert_refused(answer, 403, "cross_site_request")
     assert (await found(service, f"/{id}"))["id"] == id

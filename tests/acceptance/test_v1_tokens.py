@@ -17,33 +17,29 @@ from support.http1 import open_stream, request
 from support.samples import SAMPLES
 from support.sse import EventSourceClient, messages, read_stream, streaming
 from support.upstream import generate, play, say
+from support.v1 import DONE, PROMPT_S, TOKENS_PATH, assert_refused, id_of
 
-PATH = "/v1/completions/stream"
-DONE = "[DONE]"
-PROMPT_S = 5  # a refusal waits for nothing, and least of all for what is done behind it
 TOKEN = rb"data: \{[^\r\n\0]*\}\nid: [\w-]+:\d+-\d+\n\n"
 LAST = rb"data: \[DONE\]\nid: [\w-]+:\d+-\d+\n\n"
 
 
 def url(api, **query) -> str:
     """Where a page listens."""
-    return api.at(PATH, **({"prompt": "What is Valkey?"} | query))
+    return api.at(TOKENS_PATH, **({"prompt": "What is Valkey?"} | query))
 
 
 async def read(api, cursor=None, **query):
     """One connection, read to its end."""
     headers = {} if cursor is None else {"Last-Event-ID": cursor}
     answer = await read_stream(url(api, **query), headers, PROMPT_S)
-    if generation_id := answer.headers.get("replay-generation-id"):
-        api.started.append(generation_id)
+    api.note(answer)
     return answer
 
 
 async def post(api, body, headers=None):
     """The same with a body, read to its end."""
-    answer = await api.post(PATH, body, headers)
-    if generation_id := answer.headers.get("replay-generation-id"):
-        api.started.append(generation_id)
+    answer = await api.post(TOKENS_PATH, body, headers)
+    api.note(answer)
     return answer
 
 
@@ -69,15 +65,6 @@ def tokens(events) -> list:
     return [event.json()["token"] for event in events if event.data != DONE]
 
 
-def assert_refused(answer, status, code=None):
-    """Hold an answer against what OpenAI's clients know as an error."""
-    assert answer.status == status, answer
-    assert answer.media_type == "application/json"
-    assert answer.headers["x-request-id"]
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert code is None or answer.json()["error"]["code"] == code
-
-
 # What a page sees.
 
 
@@ -94,7 +81,7 @@ async def test_a_page_sees_the_words_and_then_that_it_was_all(service, upstream)
     *said, last = messages(answer.body)
     assert [event.json() for event in said] == [{"token": token} for token in ("Hel", "lo ", "caf", "é 😀")]
     assert (last.event, last.data) == ("message", DONE)
-    id = answer.headers["replay-generation-id"]
+    id = id_of(answer)
     log = await service.log(id)
     wanted = [event.last_event_id for event in log if event.event in ("token", "end")]
     assert [parts(event) for event in (*said, last)] == [(id, event_id) for event_id in wanted]
@@ -103,7 +90,7 @@ async def test_a_page_sees_the_words_and_then_that_it_was_all(service, upstream)
 async def test_the_head_is_that_of_an_event_stream_and_names_the_generation(service, upstream):
     upstream.script = say("a")
     answer = await read(service)
-    id = answer.headers["replay-generation-id"]
+    id = id_of(answer)
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["cache-control"] == "no-cache, no-transform"
     assert answer.headers["x-accel-buffering"] == "no"
@@ -137,7 +124,7 @@ async def test_a_page_sees_visible_text_alone(service, upstream, sample):
     upstream.script = play(SAMPLES[sample])
     answer = await read(service)
     assert answer.clean
-    id = answer.headers["replay-generation-id"]
+    id = id_of(answer)
     said = tokens(messages(answer.body))
     assert "".join(said) == (await service.transcript(id))["text"]
     assert "" not in said
@@ -171,7 +158,7 @@ async def test_a_post_says_the_same_in_json(service, upstream):
     assert call.request["messages"] == [{"role": "user", "content": "Hi"}]
     assert (call.request["model"], call.request["stop"], call.request["stream"]) == ("other-model", ["x"], True)
     assert {"prompt", "replay"}.isdisjoint(call.request)
-    id = answer.headers["replay-generation-id"]
+    id = id_of(answer)
     assert (await service.generation(id))["metadata"] == {"k": "v"}
 
     # and resumes as a GET does, whatever its body says
@@ -184,7 +171,7 @@ async def test_a_post_says_the_same_in_json(service, upstream):
 async def test_every_visit_starts_a_generation_of_its_own(service, upstream):
     upstream.script = say("a")
     first, second = await read(service), await read(service)
-    assert first.headers["replay-generation-id"] != second.headers["replay-generation-id"]
+    assert id_of(first) != id_of(second)
     assert len(upstream.calls) == 2
 
 
@@ -376,7 +363,7 @@ async def test_a_refusal_of_the_upstream_is_answered_as_it_came(service, upstrea
         if method == "GET":
             answer = await read(service)
         else:
-            answer = await request(method, service.at(PATH), json_body={"prompt": "Hi"}, seconds=PROMPT_S)
+            answer = await request(method, service.at(TOKENS_PATH), json_body={"prompt": "Hi"}, seconds=PROMPT_S)
         assert (answer.status, answer.json(), answer.headers["retry-after"]) == (status, body, "7")
         assert answer.headers["x-request-id"]
     assert len(upstream.calls) == 4
@@ -417,7 +404,7 @@ async def test_a_slow_first_word_can_be_waited_for_and_resumed(make_node, upstre
     retry, cursor = re.fullmatch(rb"retry: (\d+)\nid: ([^\r\n]+)", block).groups()
     id, _, event_id = cursor.decode().partition(":")
     assert retry == b"50"
-    assert (id, event_id) == (stream.headers["replay-generation-id"], (await node.api.generation(id))["last_event_id"])
+    assert (id, event_id) == (id_of(stream), (await node.api.generation(id))["last_event_id"])
     assert re.fullmatch(rb"(?::k\n)+", rest)
 
     # and whoever is cut there, comes back for all of it
@@ -465,7 +452,7 @@ async def test_a_page_that_waits_for_its_first_word_is_a_subscriber(service, ups
     # given a generation that is given up when nobody watches it, and that has not spoken
     body = json.dumps({"prompt": "Hi", "replay": {"abandon_after": 0.3}}).encode()
     for answered in (False, True):
-        starting = asyncio.create_task(open_stream(service.at(PATH), method="POST", body=body))
+        starting = asyncio.create_task(open_stream(service.at(TOKENS_PATH), method="POST", body=body))
         call = await upstream.called()
         if answered:
             await call.answer()
@@ -518,7 +505,7 @@ async def test_a_url_that_cannot_be_is_a_400(service, upstream, query):
     ],
 )
 async def test_a_body_that_cannot_be_is_a_400(service, upstream, body):
-    answer = await service.post(PATH, headers={"Content-Type": "application/json"}, body=body)
+    answer = await service.post(TOKENS_PATH, headers={"Content-Type": "application/json"}, body=body)
     assert_refused(answer, 400, "invalid_request")
     assert upstream.calls == []
 
@@ -573,21 +560,21 @@ async def test_a_cursor_on_an_event_that_never_was_is_a_reset_and_everything(ser
 async def test_a_page_of_another_site_may_not_start_anything_but_may_go_on(service, upstream):
     # given a browser that was led here by another site
     cross_site = {"Sec-Fetch-Site": "cross-site"}
-    assert_refused(await service.get(PATH, cross_site, prompt="Hi"), 403, "cross_site_request")
-    assert_refused(await service.post(PATH, {"prompt": "Hi"}, cross_site), 403, "cross_site_request")
+    assert_refused(await service.get(TOKENS_PATH, cross_site, prompt="Hi"), 403, "cross_site_request")
+    assert_refused(await service.post(TOKENS_PATH, {"prompt": "Hi"}, cross_site), 403, "cross_site_request")
     assert upstream.calls == []
 
     # then what somebody else has started may be read, as anywhere
     upstream.script = say("a", "b")
     whole = messages((await read(service)).body)
-    answer = await service.get(PATH, cross_site | {"Last-Event-ID": whole[0].last_event_id}, prompt="Hi")
+    answer = await service.get(TOKENS_PATH, cross_site | {"Last-Event-ID": whole[0].last_event_id}, prompt="Hi")
     assert messages(answer.body) == whole[1:]
 
 
 @pytest.mark.parametrize("site", ["same-origin", "none"])
 async def test_a_page_of_our_own_may(service, upstream, site):
     upstream.script = say("a")
-    answer = await service.get(PATH, {"Sec-Fetch-Site": site}, prompt="Hi")
+    answer = await service.get(TOKENS_PATH, {"Sec-Fetch-Site": site}, prompt="Hi")
     assert tokens(messages(answer.body)) == ["a"]
 
 

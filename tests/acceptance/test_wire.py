@@ -13,6 +13,7 @@ from support.api import Api, text_of
 from support.http1 import Answer, Stream, open_stream
 from support.sse import EventSourceClient, Message, messages, read_stream, streaming
 from support.upstream import Call, Script, said, say
+from support.v1 import CHAT, INPUT, id_of, opened
 
 ENDS_OF_LINES = "\u0085\u2028\u2029"
 RAW = re.compile("[\u0085\u2028\u2029]".encode().replace(b"[", b"(?:").replace(b"]", b")"))
@@ -302,15 +303,15 @@ async def test_feed_has_none_of_it(service: Api, upstream: Any) -> None:
     assert models == [ENDS_OF_LINES] * 3
 
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+STREAMED = CHAT | {"stream": True}
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 async def test_streams_under_v1_have_none_of_it(service: Api, upstream: Any, path: str) -> None:
     upstream.script = every_place(ENDS_OF_LINES)
-    body = CHAT if "chat" in path else {"model": "m", "input": "Hi", "stream": True, "metadata": {"a": ENDS_OF_LINES}}
+    body = STREAMED if "chat" in path else INPUT | {"stream": True, "metadata": {"a": ENDS_OF_LINES}}
     answer = await service.post(path, body)
-    service.started.append(answer.headers["replay-generation-id"])
+    service.started.append(id_of(answer))
     assert answer.clean
     assert not RAW.search(answer.body)
     assert (
@@ -321,9 +322,9 @@ async def test_streams_under_v1_have_none_of_it(service: Api, upstream: Any, pat
 
 async def test_resumed_response_has_none_of_it_wherever_it_is_resumed(service: Api, upstream: Any) -> None:
     upstream.script = every_place(ENDS_OF_LINES)
-    body = {"model": "m", "input": "Hi", "stream": True, "metadata": {"a": ENDS_OF_LINES}}
+    body = INPUT | {"stream": True, "metadata": {"a": ENDS_OF_LINES}}
     answer = await service.post("/v1/responses", body)
-    id = answer.headers["replay-generation-id"]
+    id = id_of(answer)
     service.started.append(id)
     events = messages(answer.body)
     for number in range(len(events) - 1):
@@ -344,7 +345,7 @@ async def test_events_of_an_upstream_that_speaks_responses_have_none_of_it(make_
     api = (await make_node()).api
     upstream.speaks_responses, upstream.script = True, script
     answer = await api.post("/v1/responses", {"model": "m", "input": "Hi", "stream": True})
-    id = answer.headers["replay-generation-id"]
+    id = id_of(answer)
     assert upstream.calls[-1].path.endswith("/responses")
     # then no format shows them
     resumed = await read_stream(api.at(f"/v1/responses/{id}", stream="true", starting_after=1))
@@ -402,13 +403,7 @@ async def test_chunks_are_whole_blocks_and_small(
 async def test_chunks_of_other_faces_are_whole_blocks_and_small(service: Api, upstream: Any, way: str) -> None:
     upstream.script = in_a_burst
     if way == "chat":
-        stream = await open_stream(
-            service.at("/v1/chat/completions"),
-            method="POST",
-            headers={"Content-Type": "application/json"},
-            body=json.dumps(CHAT).encode(),
-        )
-        service.started.append(stream.headers["replay-generation-id"])
+        stream = await opened(service)
     else:
         id = await service.run()
         url = service.at("/events", generation=id) if way != "openai" else service.events_url(id, format="openai")

@@ -11,7 +11,6 @@ import pytest
 from support.api import Api, assert_problem, text_of
 from support.crowd import rss_bytes
 from support.deadlines import eventually
-from support.http1 import open_stream
 from support.logs import assert_whole, commands, ids, stored, stored_ids
 from support.sse import messages, streaming
 from support.upstream import generate, say
@@ -353,6 +352,9 @@ async def test_starts_that_a_full_valkey_refused_leave_no_work_behind(node, valk
 # The caller leaves.
 
 
+CHOSEN = {"prompt": "Hi", "model": "test-model", "replay": {"id": "chosen"}}
+
+
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
 async def test_a_client_that_hangs_up_while_it_starts_a_generation_does_not_cancel_it(
     make_node, valkey, wires, upstream, accept
@@ -360,9 +362,7 @@ async def test_a_client_that_hangs_up_while_it_starts_a_generation_does_not_canc
     # given a start that Valkey has executed, and not confirmed yet
     node = await make_node(valkey_url=wires.url)
     wires.appends.hold_replies()
-    body = b'{"prompt": "Hi", "model": "test-model", "replay": {"id": "chosen"}}'
-    headers = {"Accept": accept, "Content-Type": "application/json"}
-    asking = asyncio.create_task(open_stream(node.api.at("/generations"), method="POST", headers=headers, body=body))
+    asking = asyncio.create_task(node.api.open("/generations", CHOSEN, {"Accept": accept}))
     await eventually("the start in Valkey", lambda: stored(valkey, "chosen"))
 
     # when the client hangs up
@@ -381,9 +381,7 @@ async def test_a_client_that_hangs_up_while_it_starts_a_generation_does_not_canc
 
 
 async def test_a_client_that_hangs_up_on_the_stream_it_started_does_not_cancel_it(node, upstream):
-    headers = {"Accept": "text/event-stream", "Content-Type": "application/json"}
-    body = b'{"prompt": "Hi", "model": "test-model", "replay": {"id": "chosen"}}'
-    stream = await open_stream(node.api.at("/generations"), method="POST", headers=headers, body=body)
+    stream = await node.api.open("/generations", CHOSEN, {"Accept": "text/event-stream"})
     call = await upstream.called()
     await call.say("a")
     await stream.until(b'"a"')

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from support.api import text_of
 from support.clock import Clock
-from support.deadlines import eventually
 from support.logs import assert_whole, stored
 from support.upstream import say
 from support.valkey import ValkeyServer
@@ -137,7 +136,7 @@ async def test_a_node_that_is_days_ahead_knows_who_reads_elsewhere(make_node, up
     async with there.api.source(id) as source:
         await call.say("a")
         await source.event("token")
-        await eventually("the reader", lambda: here.api.generation(id), lambda found: found["subscribers"] == 1)
+        await here.api.has_subscribers(id, 1)
 
         # when time goes by, then the reader is known all the time, and it is not given up
         for _ in range(100):

@@ -6,7 +6,6 @@ Two nodes run in this process, where it can be seen what is in memory.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from support.crowd import read
 from support.deadlines import eventually
 from support.http1 import open_stream
 from support.upstream import ScriptedUpstream, generate
+from support.v1 import ask, id_of
 from support.valkey import ValkeyServer
 
 from replay.app import App
@@ -23,8 +23,6 @@ from replay.config import Settings
 from replay.live.feed import Feed
 from replay.model.log import Log
 from replay.store import ACTIVITY_LOG
-
-CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 class World(NamedTuple):
@@ -137,12 +135,7 @@ async def test_a_log_that_is_deleted_while_it_is_written_and_read_is_gone_at_onc
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_completion_that_is_deleted_is_gone_at_once(world, stream):
     world.upstream.script = generate(50)
-    body = json.dumps(CHAT | {"stream": stream}).encode()
-    headers = {"Content-Type": "application/json"}
-    answer = await (
-        await open_stream(world.producing.at("/v1/chat/completions"), method="POST", headers=headers, body=body)
-    ).to_end()
-    id = answer.headers["replay-generation-id"]
+    id = id_of(await ask(world.producing, stream=stream))
     assert in_memory()
     assert (await world.producing.delete(f"/generations/{id}")).status == 204
     await gone()

@@ -8,15 +8,12 @@ import uuid
 
 import pytest
 from support.api import Api, text_of
-from support.deadlines import eventually
-from support.http1 import open_stream
 from support.logs import assert_whole, ids, stored_ids
 from support.node import Node
 from support.sse import messages
 from support.upstream import Call, generate, say
+from support.v1 import CHAT
 from support.valkey_wires import ValkeyWires
-
-CHAT = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.fixture
@@ -30,11 +27,6 @@ async def pair(make_node) -> tuple[Node, Node]:
 async def apis(service: Api, other_service: Api) -> tuple[Api, Api]:
     """The same on nodes that tests share, for what does no harm to a node."""
     return service, other_service
-
-
-async def until_subscribers(api: Api, id: str, count: int) -> None:
-    """Wait until a node knows that so many read a generation, here and elsewhere."""
-    await eventually(f"{count} readers", lambda: api.generation(id), lambda g: g["subscribers"] == count)
 
 
 # Readers and ends.
@@ -263,13 +255,13 @@ async def test_reader_keeps_a_generation_alive_after_its_node_was_paused(make_no
     await upstream.called()
     async with watching.api.source(id) as there:
         await there.event("live")
-        await until_subscribers(producing.api, id, 1)
+        await producing.api.has_subscribers(id, 1)
         watching.pause()
-        await until_subscribers(producing.api, id, 0)
+        await producing.api.has_subscribers(id, 0)
 
         # when it wakes up, then the reader counts again
         watching.resume()
-        await until_subscribers(producing.api, id, 1)
+        await producing.api.has_subscribers(id, 1)
 
 
 async def test_reader_whose_node_died_does_not_keep_a_generation_alive(pair, upstream):
@@ -278,7 +270,7 @@ async def test_reader_whose_node_died_does_not_keep_a_generation_alive(pair, ups
     call = await upstream.called()
     async with watching.api.source(id) as there:
         await there.event("live")
-        await until_subscribers(producing.api, id, 1)
+        await producing.api.has_subscribers(id, 1)
         watching.kill()
         generation = await producing.api.ended(id)
         assert (generation["status"], generation["error"]["code"]) == ("cancelled", "abandoned")
@@ -292,17 +284,13 @@ async def test_of_calls_with_one_key_that_race_on_two_nodes_one_calls_the_upstre
     # given the same call, made many times on both nodes at once, for the object and for the stream
     upstream.script = say("Hi", "there")
     key = f"key-{uuid.uuid4()}"
-    headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
-    body = b'{"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}'
 
     async def start(api: Api) -> tuple[int, str]:
         answer = await api.post("/generations", CHAT, {"Idempotency-Key": key})
         return answer.status, answer.json()["id"]
 
     async def start_and_read(api: Api) -> list[str]:
-        stream = await open_stream(
-            api.at("/generations"), method="POST", headers=headers | {"Accept": "text/event-stream"}, body=body
-        )
+        stream = await api.open("/generations", CHAT, {"Idempotency-Key": key, "Accept": "text/event-stream"})
         answer = await stream.to_end()
         assert (answer.status, answer.clean) == (200, True)
         return [event.last_event_id for event in messages(answer.body) if event.event != "live"]
@@ -340,7 +328,7 @@ async def test_list_and_reader_counts_are_the_same_on_all_nodes(apis, upstream):
 
         # then both nodes list all of them, newest first, with all their readers
         for api in apis:
-            await until_subscribers(api, started[0], 3)
+            await api.has_subscribers(started[0], 3)
             everything = (await api.get("/generations")).json()["generations"]
             listed = [generation for generation in everything if generation["id"] in started]
             assert [generation["id"] for generation in listed] == started[::-1]
@@ -350,7 +338,7 @@ async def test_list_and_reader_counts_are_the_same_on_all_nodes(apis, upstream):
     # and when the readers have left, and one has ended, that is known everywhere too
     await calls[1].finish()
     for api in apis:
-        await until_subscribers(api, started[0], 0)
+        await api.has_subscribers(started[0], 0)
         assert (await api.ended(started[1]))["status"] == "completed"
         done = (await api.get("/generations", status="completed")).json()["generations"]
         assert [generation["id"] for generation in done if generation["id"] in started] == [started[1]]

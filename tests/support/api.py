@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from support.deadlines import DEADLINE_S, eventually
-from support.http1 import Answer, request
+from support.http1 import Answer, Stream, open_stream, request
 from support.sse import EventSourceClient, Message, messages, read_stream
 
 TERMINAL = ("completed", "failed", "cancelled", "interrupted")
@@ -27,6 +28,23 @@ class Api:
         self, path: str, json_body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
     ) -> Answer:
         return await request("POST", self.at(path), json_body=json_body, headers=headers, **options)
+
+    async def open(
+        self, path: str, json_body: Any, headers: Mapping[str, str] | None = None, *, seconds: float = DEADLINE_S
+    ) -> Stream:
+        """A POST whose answer is read as it comes; returns when its head is there."""
+        return await open_stream(
+            self.at(path),
+            method="POST",
+            headers={"Content-Type": "application/json", **(headers or {})},
+            body=json.dumps(json_body).encode(),
+            seconds=seconds,
+        )
+
+    def note(self, answer: Answer | Stream) -> None:
+        """Remember what a call has started, for whoever tidies up."""
+        if id := answer.headers.get("replay-generation-id"):
+            self.started.append(id)
 
     async def delete(self, path: str) -> Answer:
         return await request("DELETE", self.at(path))
@@ -78,6 +96,18 @@ class Api:
         return await eventually(
             f"{events} events in {id}", lambda: self.generation(id), lambda g: g["events"] >= events
         )
+
+    async def has_subscribers(self, id: str, count: int) -> dict[str, Any]:
+        """The generation object, as soon as so many watch it."""
+        return await eventually(
+            f"{count} subscribers of {id}", lambda: self.generation(id), lambda g: g["subscribers"] == count
+        )
+
+    async def newest(self) -> str:
+        """The id of the generation that was started last."""
+        answer = await self.get("/generations", limit=1)
+        id: str = answer.json()["generations"][0]["id"]
+        return id
 
     def events_url(self, id: str, **query: Any) -> str:
         return self.at(f"/generations/{id}/events", **query)

@@ -40,3 +40,9 @@ async def eventually(
         if loop.time() > deadline:
             raise DeadlineMissed(f"not within {seconds:g} s: {what}; last answer: {answer!r}")
         await asyncio.sleep(POLL_S)
+
+
+async def stays_silent(task: asyncio.Task[Any], seconds: float = 0.3) -> bool:
+    """Whether nothing has come of a task in so long."""
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    return not done

@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from support.deadlines import DEADLINE_S, within
+from support.deadlines import DEADLINE_S, eventually, within
 from support.http1 import reset_on_close
 from support.ports import free_port
 
@@ -230,3 +230,13 @@ def _reserve(port: int) -> socket.socket:
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     holder.bind(("127.0.0.1", port))
     return holder
+
+
+async def keep_alives(network: FaultProxy, count: int = 3) -> None:
+    """Wait until so many of a node's keep-alives have gone to a client."""
+    target = network.replies.bytes + count * len(b"2\r\n:\n\r\n")
+
+    async def passed() -> int:
+        return network.replies.bytes
+
+    await eventually(f"{count} keep-alives", passed, lambda size: size >= target)

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from support.sse import messages
 
@@ -85,3 +88,67 @@ def _shape(path: Path) -> Shape:
 
 SHAPES = [_shape(path) for path in sorted((DIRECTORY / "shapes").glob("*.sse"))]
 SAMPLES = {sample.name: sample for sample in map(load, sorted(DIRECTORY.glob("[0-9]*")))}
+
+# Samples that are streams of chunks, whole or not: the others are an answer of their own, and 15 is another API's.
+STREAMS = {name: sample for name, sample in SAMPLES.items() if name[:2] not in ("15", "21", "23", "25", "28")}
+FAILING = {"19": "temperature", "20": "APIConnectionError"}  # with an error in the stream; what it says
+COMPLETE = {name: sample for name, sample in STREAMS.items() if name[:2] not in (*FAILING, *_CUT)}
+TWO_CHOICES = "11"  # of which one never finishes
+
+
+def each_sample(samples: Mapping[str, Sample]) -> pytest.MarkDecorator:
+    """A test of each of these samples, under its name."""
+    return pytest.mark.parametrize("sample", [pytest.param(sample, id=name) for name, sample in samples.items()])
+
+
+# Names of chat completions that are complete.
+CHATS = [
+    *("01-role-only-then-null-content", "02-role-and-content-together", "03-usage-only-empty-choices"),
+    *("04-usage-inside-finish-no-DONE", "07-reasoning_content", "08-tool_calls", "09-tool_calls-parallel"),
+    *("12-logprobs", "30-raw-U2028-and-DONE-in-text", "40-azure-first-chunk", "42-crlf"),
+    *("44-continuous-usage", "47-empty-delta-and-null-delta", "49-vllm-finish-with-content"),
+]
+REFUSALS = ["25-429-retry-after", "28-400-openai-error"]
+
+# What some of them say: why each choice ends, and its message.
+WHOLE: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "02-role-and-content-together": [("stop", {"content": "Hello café 😀"})],
+    "04-usage-inside-finish-no-DONE": [("length", {"content": "tet"})],
+    "07-reasoning_content": [("length", {"reasoning_content": " the reader is", "content": " the reader"})],
+    "08-tool_calls": [
+        (
+            "tool_calls",
+            {
+                "tool_calls": [
+                    {
+                        "id": "ciZ4iQvGw94UgyET1rnHM1gfXGGeQRTO",
+                        "type": "function",
+                        "function": {"name": "get_weather", "arguments": '{"city": "Paris é"}'},
+                    }
+                ]
+            },
+        )
+    ],
+    "09-tool_calls-parallel": [
+        (
+            "tool_calls",
+            {
+                "tool_calls": [
+                    {
+                        "id": "call__Jpw_dlnOgeM7c9t",
+                        "type": "function",
+                        "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'},
+                    },
+                    {
+                        "id": "call_H4UY_by5qR7nOFIY",
+                        "type": "function",
+                        "function": {"name": "get_time", "arguments": '{"tz":"CET"}'},
+                    },
+                ]
+            },
+        )
+    ],
+    "40-azure-first-chunk": [("stop", {"content": "Hi"})],
+    "47-empty-delta-and-null-delta": [("content_filter", {"content": "x", "refusal": "No."})],
+    "49-vllm-finish-with-content": [("length", {"content": "tr "})],
+}
