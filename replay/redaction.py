@@ -10,6 +10,9 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import groupby
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 from urllib.parse import quote, unquote, unquote_plus
 
@@ -25,6 +28,7 @@ _SHAPES = (
         rf"\1\2{INSTEAD}\2",
     ),
 )
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 _ESCAPES = re.compile(r"\\(?:u00([0-7][0-9a-fA-F])|(/))")
 
 
@@ -34,9 +38,14 @@ class Redaction:
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets = frozenset(secret for secret in secrets if len(secret) >= SHORTEST)
         # The longest first: one may be the beginning of another.
-        spellings = sorted({each for secret in self._secrets for each in _spellings(secret)}, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, spellings)), re.IGNORECASE) if spellings else None
-        self._shortest = len(spellings[-1]) if spellings else 0
+        words = {each for secret in self._secrets for each in _spellings(secret)}
+        self._spellings = sorted(words, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self._spellings)), re.IGNORECASE) if words else None
+        self._shortest = len(self._spellings[-1]) if words else 0
+
+    @cached_property
+    def _pieces(self) -> frozenset[str]:
+        return frozenset(piece for spelling in self._spellings for piece in _pieces(spelling))
 
     def beside(self, secrets: Iterable[str]) -> Redaction:
         """The same with further secrets."""
@@ -46,6 +55,16 @@ class Redaction:
     def text(self, text: str) -> str:
         """A text without the secrets."""
         return text if self._pattern is None else self._pattern.sub(INSTEAD, text)
+
+    def quotation(self, text: str) -> str:
+        """A text that quotes what was sent, without the secrets and without pieces of them: it may be cut anywhere."""
+        text = self.text(text)
+        shown = bytearray(b"\1" * len(text))
+        for start, piece in enumerate(_pieces(text)):
+            if piece in self._pieces:
+                shown[start : start + SHORTEST] = bytes(SHORTEST)
+        runs = groupby(zip(text, shown, strict=True), key=lambda each: each[1])
+        return "".join("".join(letter for letter, _ in run) if is_shown else INSTEAD for is_shown, run in runs)
 
     def value(self, value: Any) -> Any:
         """Anything that JSON can say, without the secrets in its strings."""
@@ -83,6 +102,12 @@ def _spellings(secret: str) -> Iterator[str]:
     yield quote(secret, safe="")
     yield json.dumps(secret)[1:-1]
     yield b64encode(secret.encode(errors="surrogateescape")).decode().rstrip("=")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Every SHORTEST characters of a text, in small letters."""
+    text = text.translate(_LOWER)
+    return (text[start : start + SHORTEST] for start in range(len(text) - SHORTEST + 1))
 
 
 def secrets_in_headers(values: Iterable[str]) -> set[str]:

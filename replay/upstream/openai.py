@@ -62,15 +62,12 @@ class OpenAIUpstream:
 
     async def models(self, credentials: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Return the upstream's own list; raises UpstreamError."""
+        secrets = secrets_in_headers((credentials or {}).values())
         response = await self._transport.request(
-            "GET",
-            "/models",
-            credentials=credentials,
-            secrets=secrets_in_headers((credentials or {}).values()),
-            retries=_LIST_RETRIES,
+            "GET", "/models", credentials=credentials, secrets=secrets, retries=_LIST_RETRIES
         )
         try:
-            answer = json.loads(await self._transport.whole(response, _LARGEST_LIST))
+            answer = json.loads(await self._transport.whole(response, _LARGEST_LIST, secrets=secrets))
         except ValueError:
             answer = None
         finally:
@@ -108,7 +105,7 @@ class OpenAIUpstream:
     async def _open(self, call: Call, opened: ExitStack, *, stream: bool = True) -> AsyncIterator[bytes]:
         response = await self._ask(call, stream=stream)
         opened.callback(response.close)
-        return self._transport.pieces(response)
+        return self._transport.pieces(response, secrets=call.secrets)
 
     async def _ask(self, call: Call, *, stream: bool) -> aiohttp.ClientResponse:
         """Make the call; in another way where this one is not known to the server, which is remembered."""

@@ -178,7 +178,7 @@ class Transport:
 
     def _failure(self, error: Exception, redaction: Redaction) -> UpstreamError:
         """What a failure before the answer's head is told as."""
-        aside = redaction.text(f"{self._public_url}: {type(error).__name__}: {error}")
+        aside = self._aside(error, redaction)
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamTimeout(f"the upstream did not answer within {self._idle_timeout_s:g} s", aside=aside)
         if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.EMFILE:
@@ -188,8 +188,12 @@ class Transport:
             return UpstreamUnreachable(f"the upstream cannot be reached: {reason}", aside=aside)
         return _unreadable(aside)
 
-    async def pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """The pieces of an answer's body, as they come.
+    def _aside(self, error: Exception, redaction: Redaction) -> str:
+        """What the node's log has of an error; it may quote what was sent, and that what was asked."""
+        return redaction.quotation(f"{self._public_url}: {type(error).__name__}: {error}")
+
+    async def pieces(self, response: aiohttp.ClientResponse, *, secrets: Iterable[str]) -> AsyncIterator[bytes]:
+        """The pieces of an answer's body, as they come; ``secrets`` as for `request`.
 
         Raises UpstreamTimeout after a silence, UpstreamTruncated when it is cut, UpstreamInvalid when it is no HTTP.
         """
@@ -199,7 +203,7 @@ class Transport:
         except Silent as error:
             raise UpstreamTimeout(f"the upstream sent nothing for {self._idle_timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, Unreadable) as error:
-            aside = f"{self._public_url}: {type(error).__name__}: {error}"
+            aside = self._aside(error, self._redaction.beside(secrets))
             if isinstance(error.__cause__, ContentEncodingError):
                 raise UpstreamInvalid(
                     "the upstream's answer is not in the content encoding that it names", aside=aside
@@ -208,10 +212,10 @@ class Transport:
                 raise _unreadable(aside) from error
             raise UpstreamTruncated("the upstream closed the connection", aside=aside) from error
 
-    async def whole(self, response: aiohttp.ClientResponse, largest: int) -> bytes:
+    async def whole(self, response: aiohttp.ClientResponse, largest: int, *, secrets: Iterable[str]) -> bytes:
         """The body of an answer, all of it; raises as `pieces` does, and UpstreamInvalid when it is too large."""
         body = bytearray()
-        async for piece in self.pieces(response):
+        async for piece in self.pieces(response, secrets=secrets):
             body += piece
             if len(body) > largest:
                 raise UpstreamInvalid(f"the upstream's answer is larger than {largest} bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -15,9 +16,16 @@ from support.http1 import open_stream, request
 from support.raw_upstream import CHUNKED, END, OK, Asked, Play, RawUpstream, Reset, Silence, chunk, sized
 from support.valkey import ValkeyServer
 
+
+def secret(name: str) -> str:
+    """A key of which no two have a piece in common, with what URLs spell otherwise."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return f"sk-{digest[:8]}/{digest[8:12]}+{digest[12:18]}"
+
+
 # Everywhere that a secret can be.
 SECRETS = {
-    name: f"sk-{name}/5f0c+2a71b9"  # with what URLs spell otherwise
+    name: secret(name)
     for name in (
         "key",
         "user",
@@ -32,6 +40,7 @@ SECRETS = {
         "tool",
     )
 }
+PIECE = 10  # characters
 LOGIN = base64.b64encode(f"{SECRETS['user']}:{SECRETS['password']}".encode()).decode()
 
 TEXT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -45,9 +54,10 @@ SAID = "upstream_error"
 
 
 def spellings(secret: str) -> set[str]:
-    """A secret, most of one, and how it is written elsewhere."""
+    """A secret as it is written here and elsewhere, in pieces of which one betrays most of it."""
     encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
-    return {secret, secret[:-3], quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1], encoded}
+    whole = (secret, quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1], encoded)
+    return {text[start : start + PIECE] for text in whole for start in range(len(text) - PIECE + 1)}
 
 
 def always(*writes: Any) -> Play:
@@ -302,6 +312,17 @@ async def test_no_secret_goes_out_however_the_upstream_fails(world):
     await world.read_feed(id)
     # and (as the fixture looks for them) the secrets are in nothing that went out, which was all
     assert sum(map(len, world.out)) > 100_000
+
+
+@pytest.mark.parametrize("before", [OK + b"Bad ", CHUNKED], ids=["header", "chunk"])
+async def test_no_piece_of_a_secret_goes_out_wherever_what_cannot_be_read_is_cut(world, before):
+    # given an upstream that repeats what it was asked where no HTTP client can read it, more of it each time
+    for length in range(20, 800, 3):
+        world.upstream.play = lambda asked, n=length: [before + repeated(asked).encode()[:n] + b"\r\n\r\n"]
+        answer = await world.ask("POST", "/v1/chat/completions", {}, CHAT | {"extra_headers": {"X": SECRETS["tool"]}})
+        assert answer.status >= 400
+    # then (as the fixture looks for them) no piece is in anything that went out, though there was something to read
+    assert len(world.upstream.asked) > 200
 
 
 async def test_the_upstream_is_told_who_calls(world):

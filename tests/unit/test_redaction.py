@@ -19,6 +19,22 @@ def test_secrets_are_taken_out_wherever_they_stand():
     assert redaction.value(value) == {"a [redacted]": ["[redacted]", 1, None, {"b": "x [redacted]"}]}
 
 
+def test_a_quotation_has_no_piece_of_a_secret_wherever_it_is_cut():
+    secret = "sk-Proj/5f0c+2a71b9"
+    redaction = Redaction([secret])
+    pieces = {secret[start : start + 8].lower() for start in range(len(secret) - 7)}
+    for start in range(len(secret)):
+        for stop in range(start + 1, len(secret) + 1):
+            for cut in (secret[start:stop], secret[start:stop].upper()):
+                quotation = redaction.quotation(f"bad header: b'{cut}'")
+                assert not any(piece in quotation.lower() for piece in pieces)
+                assert quotation in (f"bad header: b'{cut}'", "bad header: b'[redacted]'")
+    assert (
+        redaction.quotation(f"x {secret}, {secret[3:-1]} and {secret[:8]}") == "x [redacted], [redacted] and [redacted]"
+    )
+    assert NO_SECRETS.quotation("anything at all") == "anything at all"
+
+
 def test_what_protects_nothing_is_a_word_like_any_other():
     redaction = Redaction(["none", "", "a.*"])
     assert redaction.text("none of a.*") == "none of a.*"
