@@ -15,7 +15,7 @@ class Progress:
         self._began_ms = generation.created * 1000
         self._ended_ms: float | None = None
         self._outage: str | None = None
-        self.failures = 0  # one behind the other, since something came
+        self.failures = 0  # one after the other, since something came
         self._forget()
 
     def _forget(self) -> None:

@@ -14,7 +14,7 @@ from replay.client import Client, Delta, End, Event, Generation, Live, Reset, To
 from replay.errors import ReplayError
 
 _GIVE_UP_AFTER_S = 300.0  # a machine may take minutes to start again; a script must not wait for ever
-_TOLD_AT = 2  # failures one behind the other: a cut is over with the next try
+_TOLD_AT = 2  # failures one after the other: a cut is over with the next try
 _SENTENCES = {
     "queued": "the generation has not said anything yet",
     "streaming": "the generation goes on",
@@ -25,7 +25,7 @@ _SENTENCES = {
 
 
 def show(client: Client, terminal: Terminal, generation: Generation, *, after: str | None, come_back: str) -> Exit:
-    """Show a generation from its start, or from behind an event, until it ends; Ctrl-C says how to come back."""
+    """Show a generation from its start, or from after an event, until it ends; Ctrl-C says how to come back."""
     progress, page = Progress(generation), _Page(terminal)
     ending: Generation | End = generation
 

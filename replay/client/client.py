@@ -98,7 +98,7 @@ class Client:
     ) -> Generator[Event, None, None]:
         """Yield every event of a generation exactly once, the past at once and then live; ends after its `End`.
 
-        Begins behind the event `after` (an `event_id`), else with `Start`. A connection that is lost, also by a node
+        Begins after the event `after` (an `event_id`), else with `Start`. A connection that is lost, also by a node
         that restarts, is made again after 0 to 5 s, for ever or until the service has not been reached for
         `give_up_after` seconds. `on_lost` is called each time with the error and the seconds until the next try.
         `Live` says that the past has been shown; `Reset` that what was shown is not of this log, which follows from

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request; the path stands behind the service's URL."""
+    """One HTTP request; the path stands after the service's URL."""
 
     method: str
     path: str

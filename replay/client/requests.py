@@ -75,7 +75,7 @@ def page(filters: Mapping[str, str], *, limit: int, before: str | None) -> Reque
 
 
 def events(generation_id: str, after: str | None) -> Request:
-    """Follow a generation, from behind an event or from its start."""
+    """Follow a generation, from after an event or from its start."""
     cursor = {} if after is None else {"Last-Event-ID": _check_event_id(after)}
     return Request("GET", f"{_path(generation_id)}/events", headers={"Accept": NDJSON, **cursor})
 

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from replay.errors import InvalidRequest
 from replay.http import negotiation
-from replay.http.resuming import Resuming, Resumption, behind, event_id_of
+from replay.http.resuming import Resuming, Resumption, after_event, event_id_of
 from replay.live.activity import Activity
 from replay.live.feed import Feed
 from replay.model.event import FROM_START, EventId
@@ -46,4 +46,4 @@ async def _resumption(cursor: EventId | str | None, feed: Feed) -> Resumption:
     if cursor == FROM_START:
         return Resumption(feed.log.first)
     assert isinstance(cursor, EventId), "there is no other text"
-    return behind(feed, cursor, known=feed.log.holds(cursor))
+    return after_event(feed, cursor, known=feed.log.holds(cursor))

@@ -147,7 +147,7 @@ def _encoding(request: web.Request) -> str | None:
 
 
 def _decoded(raw: bytes, encoding: str | None, settings: Settings) -> bytes:
-    """A body that is one encoded member and nothing behind it."""
+    """A body that is one encoded member and nothing after it."""
     if encoding is None:
         return raw
     most = settings.max_body_bytes

@@ -10,7 +10,7 @@ from aiohttp import web
 from replay.errors import InvalidRequest
 from replay.http import negotiation
 from replay.http.negotiation import generation_id_of
-from replay.http.resuming import Notice, Resuming, Resumption, behind, event_id_of
+from replay.http.resuming import Notice, Resuming, Resumption, after_event, event_id_of
 from replay.http.transcripts import transcript_of
 from replay.live.feed import Feed
 from replay.live.hub import Hub
@@ -79,7 +79,7 @@ class Events:
         """Where in the feed the query goes on, and what comes before that."""
         log, cursor = feed.log, query.cursor
         if isinstance(cursor, EventId):
-            return behind(feed, cursor, known=await self._hub.find(feed, cursor))
+            return after_event(feed, cursor, known=await self._hub.find(feed, cursor))
         if cursor == FROM_START:
             return Resumption(0)
         if query.snapshot:

@@ -1,6 +1,6 @@
 """Where requests' heads begin and end in the bytes of a connection.
 
-The parser says which requests have come, but not whether a part of another one is behind them, which has a limit of
+The parser says which requests have come, but not whether a part of another one is after them, which has a limit of
 time and of size, and which nobody else could answer. Told here from the bytes: a head ends with the first empty line,
 and what it announces says how much of the rest is its body. An empty line in front of a request begins none (RFC 9112,
 2.2).
@@ -36,15 +36,15 @@ class Heads:
         """
         if not within_body:
             self._body = 0
-        rest = self._behind_body(data)
+        rest = self._after_body(data)
         for request in requests:
-            rest = self._behind_head(rest)
+            rest = self._after_head(rest)
             self._body = None if request.chunked else int(request.headers.get("Content-Length", 0))
             self._ends_with_empty_line = not self._body
-            rest = self._behind_body(rest)
+            rest = self._after_body(rest)
         if rest is None and ended and self._ends_with_empty_line:
             head = self._last + data  # and no part of a head has an empty line in it
-            rest = _behind(head, head.rfind(_END))
+            rest = _after(head, head.rfind(_END))
         self._begin(rest)
         self._last = (self._last + data[-_SPLIT:])[-_SPLIT:]
 
@@ -52,7 +52,7 @@ class Heads:
         """Forget where this stands, since somebody else read what came."""
         self.unfinished = None
 
-    def _behind_body(self, data: bytes | None) -> bytes | None:
+    def _after_body(self, data: bytes | None) -> bytes | None:
         if data is None or self._body is None:
             self._body = None
             return None
@@ -60,12 +60,12 @@ class Heads:
         self._body -= count
         return data[count:]
 
-    def _behind_head(self, data: bytes | None) -> bytes | None:
+    def _after_head(self, data: bytes | None) -> bytes | None:
         if data is None or self.unfinished is None:
             return None
         head = self._last + data if self.unfinished else data.lstrip(_EMPTY)
         self.unfinished = 0
-        return _behind(head, head.find(_END))
+        return _after(head, head.find(_END))
 
     def _begin(self, rest: bytes | None) -> None:
         if rest is None:
@@ -76,5 +76,5 @@ class Heads:
             self.unfinished = len(rest.lstrip(_EMPTY))
 
 
-def _behind(data: bytes, end: int) -> bytes | None:
+def _after(data: bytes, end: int) -> bytes | None:
     return None if end < 0 else data[end + len(_END) :]

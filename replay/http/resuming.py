@@ -2,9 +2,9 @@
 
     Valkey does not answer, this node is leaving,    the answer is begun and cut: an EventSource tries again, which
     or the log is not the one that was shown         any other status would end for good
-    the cursor names an event                        all behind it
+    the cursor names an event                        all after it
     the cursor names none                            a `reset`, then all there is
-    nothing is behind it, and nothing will be        204 to an EventSource, which stays away then; else an empty answer
+    nothing is after it, and nothing will be         204 to an EventSource, which stays away then; else an empty answer
 
 A face that resumes says how its feed is opened and where in it a reader goes on; the rest is here.
 """
@@ -100,8 +100,8 @@ class Resuming:
         return await self.answer(request, format, resumed())
 
 
-def behind(feed: Feed, event_id: EventId, *, known: bool, asked: str | None = None) -> Resumption:
-    """Behind an event, if the log has it; else all there is behind a `reset`, which repeats what was ``asked``."""
+def after_event(feed: Feed, event_id: EventId, *, known: bool, asked: str | None = None) -> Resumption:
+    """After an event, if the log has it; else all there is after a `reset`, which repeats what was ``asked``."""
     if known:
         return Resumption(event_id.seq + 1)
     data = {"reason": "unknown_event_id", "asked": asked or str(event_id)}

@@ -46,7 +46,7 @@ class Connection(ServerConnection):
         self._settings = settings
         self._heads = Heads()
         self._requests = 0  # that `_heads` knows of
-        self._refused = False  # by the parser, which is answered; nothing behind it is a head
+        self._refused = False  # by the parser, which is answered; nothing after it is a head
         self._body: StreamReader | None = None  # of the last request
         self._head_limit: asyncio.TimerHandle | None = None  # while a part of a head is here
         self._write_limit: asyncio.TimerHandle | None = None  # while the transport is full
@@ -70,7 +70,7 @@ class Connection(ServerConnection):
         """Parse what has come; what is a part of a head has its limits of time and size."""
         if self.closes:
             return
-        if self.heads_read != self._requests:  # read by aiohttp out of what came behind a WebSocket's request
+        if self.heads_read != self._requests:  # read by aiohttp out of what came after a WebSocket's request
             self._requests = self.heads_read
             self._body = self.latest_body
             self._heads.lose()
@@ -99,7 +99,7 @@ class Connection(ServerConnection):
 
     def _refuse_late_head(self) -> None:
         self._head_limit = None
-        if self._is_answering():  # what is behind another request comes when it comes
+        if self._is_answering():  # what is after another request comes when it comes
             self._limit_head()
         else:
             self._refuse(RequestTimeout(f"head: expected within {self._settings.request_timeout_s:g} s"))
@@ -153,7 +153,7 @@ class Connection(ServerConnection):
 
         A client may take the connection from its pool as soon as it has read the end of a response: closing it then
         would fail a request that has just been sent. But what comes next on it has to be a request: None where a part
-        of this one's body is still to come, or where something has come behind it.
+        of this one's body is still to come, or where something has come after it.
         """
         whole = request.content.is_eof() and self._heads.unfinished == 0
         if self.has_more_requests or not (whole and request.keep_alive):

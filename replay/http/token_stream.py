@@ -20,7 +20,7 @@ from replay.http.headers import REQUEST_ID
 from replay.http.negotiation import generation_id_in
 from replay.http.openai_service import OpenAIService, link_headers
 from replay.http.origins import Origins
-from replay.http.resuming import Resuming, Resumption, behind, cursor_of
+from replay.http.resuming import Resuming, Resumption, after_event, cursor_of
 from replay.http.start_requests import chat_request, start_request_of
 from replay.live.feed import Feed
 from replay.live.starter import Started
@@ -114,7 +114,7 @@ class TokenStream:
         generation_id, event_id = generation_id_in(name), EventId.parse(text)
 
         async def resume(feed: Feed) -> Resumption:
-            return behind(feed, event_id, known=await service.hub.find(feed, event_id), asked=cursor)
+            return after_event(feed, event_id, known=await service.hub.find(feed, event_id), asked=cursor)
 
         headers = partial(_headers, request)
         return await self._resuming.follow(request, TOKENS, service.hub.open(generation_id), resume, headers=headers)

@@ -2,7 +2,7 @@
 
 An entry is made of a generation's own log alone, so whoever reports the same writes the same bytes. A writer knows what
 the log has since the oldest thing that it ever had to write happened, leaves out what stands there already, and
-appends the rest exactly behind the last event it knows; when another node was faster it reads on. So anything may be
+appends the rest exactly after the last event it knows; when another node was faster it reads on. So anything may be
 reported any number of times, by any number of nodes, also after an answer was lost, and stands there once. A deletion
 is an entry too, without a name, and what is found to be deleted is left out as well.
 
@@ -41,7 +41,7 @@ class Report(NamedTuple):
 
 
 class _Known:
-    """What stands in the log behind a time, as digests."""
+    """What stands in the log after a time, as digests."""
 
     def __init__(self, since: EventId) -> None:
         self.since = since
@@ -80,7 +80,7 @@ class ActivityWriter:
         self._writing: asyncio.Task[None] | None = None
 
     def write(self, at_ms: int, entry: bytes, grave: bytes) -> asyncio.Future[bool]:
-        """Have an entry written behind everything that was reported before; the future is its `Report.written`."""
+        """Have an entry written after everything that was reported before; the future is its `Report.written`."""
         report = self._waiting.get(entry)
         if report is None:
             report = Report(at_ms, entry, grave, asyncio.get_running_loop().create_future())
@@ -113,8 +113,8 @@ class ActivityWriter:
         before = self._before
         if before is None:
             return False
-        behind = EventId(before.ms, before.seq - 1) if before.seq else None
-        there = await self._store.read(ACTIVITY_LOG, after=behind, limit=1)
+        before_it = EventId(before.ms, before.seq - 1) if before.seq else None
+        there = await self._store.read(ACTIVITY_LOG, after=before_it, limit=1)
         self._before = None
         if there and there[0].id == before:
             return False

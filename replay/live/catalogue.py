@@ -39,7 +39,7 @@ class Listed(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What an answer has found, and the row to go on behind; None when there is nothing more."""
+    """What an answer has found, and the row to go on after; None when there is nothing more."""
 
     listed: list[Listed]
     next: Row | None
@@ -134,7 +134,7 @@ class _Live:
 
 
 def _first(selection: Selection, before: Row | None) -> Row | None:
-    """The row to begin behind: the one asked for, or the first moment after the time that is wanted."""
+    """The row to begin after: the one asked for, or the first moment after the time that is wanted."""
     if selection.until_ms is None:
         return before
     after = Row(selection.until_ms + 1, "")

@@ -38,7 +38,7 @@ class Counters:
     ended: dict[str, int] = field(default_factory=dict)  # by status
     tokens: int = 0
     events: int = 0
-    catch_ups: int = 0  # readers that had been behind and had caught up
+    catch_ups: int = 0  # subscribers that had been behind and had caught up
     slow_aborts: int = 0
     healed: int = 0  # events appended again, because Valkey had lost them
     orphans_ended: int = 0

@@ -30,7 +30,7 @@ class Encoding(NamedTuple):
 
 
 def encode(recording: Recording, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
-    """A piece of the events from ``start`` to before ``stop``, and the seq behind it."""
+    """A piece of the events from ``start`` to before ``stop``, and the seq after it."""
     most = encoding.piece_bytes
     end = recording.reach(start, stop, most)
     data = encoding.format.encode(recording, start, end)
@@ -42,7 +42,7 @@ def encode(recording: Recording, encoding: Encoding, start: int, stop: int) -> t
 
 class _Segment(NamedTuple):
     data: bytes
-    end: int  # the seq behind it
+    end: int  # the seq after it
     cut: bool  # whether a piece holds no more
 
     def serves(self, stop: int) -> bool:

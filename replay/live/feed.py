@@ -225,7 +225,7 @@ class Feed:
             subscriber.keep_alive(now, silence)
 
     def segment(self, encoding: Encoding, start: int, stop: int) -> tuple[bytes, int]:
-        """A piece of the events from ``start`` to before ``stop``, ready to be written, and the seq behind it."""
+        """A piece of the events from ``start`` to before ``stop``, ready to be written, and the seq after it."""
         return self._segments.piece(self.recording, encoding, start, stop)
 
     def add(self, subscriber: FeedSubscriber) -> None:

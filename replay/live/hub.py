@@ -116,7 +116,7 @@ class Hub:
             last event          produced here       followed here       ended, kept here    not here
             ------------------  ------------------  ------------------  ------------------  ------------
             the feed has it     keep                keep                keep                load
-            behind the feed's   wait for it, keep   catch up, keep      drop, load          load
+            later than it has  wait for it, keep   catch up, keep      drop, load          load
             another in its      drop, load          drop, load          drop, load          load
             place
             none                keep: it is put     keep: it may be     503 while healing,  503 while

@@ -59,7 +59,7 @@ class Track:
         self._stream.pump(self)
 
     def take(self, cursor: Cursor) -> bytes:
-        """The blocks of one turn, no more than a piece and an event; moves the cursor behind them."""
+        """The blocks of one turn, no more than a piece and an event; moves the cursor past them."""
         if self._snapshot is not None:
             snapshot, self._snapshot = self._snapshot, None
             blocks = snapshot()
@@ -105,7 +105,7 @@ class MultiplexedStream(StreamConnection):
         self.encoding = encoding
         self._cursor = cursor
         self._on_gone = on_gone
-        # What has no id comes before what has one, whose cursor is behind it.
+        # What has no id comes before what has one, whose cursor is past it.
         ordered = sorted(starts, key=lambda start: start.feed is None)
         self._first = b"".join(start.first() for start in ordered if start.first is not None)
         self._tracks = deque(

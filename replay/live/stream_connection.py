@@ -68,7 +68,7 @@ class StreamConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-    def _write_behind(self, own: bytes, shared: bytes) -> None:
+    def _write_both(self, own: bytes, shared: bytes) -> None:
         """The same in one write for two pieces, of which the second is not copied."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines((own, shared))
@@ -118,7 +118,7 @@ class StreamConnection(asyncio.Protocol):
     # What comes from the transport.
 
     def data_received(self, data: bytes) -> None:
-        """Keep the connection from being given back: nobody reads what comes behind the request."""
+        """Keep the connection from being given back: nobody reads what comes after the request."""
         self._give_back = None
 
     def pause_writing(self) -> None:

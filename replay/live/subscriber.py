@@ -136,7 +136,7 @@ class Subscriber(StreamConnection):
             self._first_written = self._last_written
         if data and self._preface:
             preface, self._preface = self.encoding.framed(self._preface), b""
-            self._write_behind(preface, data)
+            self._write_both(preface, data)
         else:
             self.write(data)
 

@@ -172,7 +172,7 @@ def _rule_for(value: Any) -> Callable[[], Growth] | None:
 
 
 class Blocks:
-    """Blocks of reasoning whose text comes in pieces, their signature behind it: told apart by type, and index or id.
+    """Blocks of reasoning whose text comes in pieces, their signature after it: told apart by type, and index or id.
 
     Where an index is missing the last block goes on. Some servers give all blocks one index: a signed one is over.
     """

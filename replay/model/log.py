@@ -50,7 +50,7 @@ class Log:
             self.size += len(entry) + EVENT_OVERHEAD
 
     def whole(self, events: Sequence[Event]) -> Sequence[Event]:
-        """What the store has behind the last event: all of a log is there, so a hole is an error."""
+        """What the store has after the last event: all of a log is there, so a hole is an error."""
         return events
 
     @property

@@ -38,7 +38,7 @@ class TrimmedLog(Log):
             self.forget_before(len(self) - self._keep)
 
     def whole(self, events: Sequence[Event]) -> Sequence[Event]:
-        """What the store has behind the last event, with `ERASED` where something was taken out."""
+        """What the store has after the last event, with `ERASED` where something was taken out."""
         filled: list[Event] = []
         expected = len(self) if self.entries else None
         for event in events:

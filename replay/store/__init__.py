@@ -139,7 +139,7 @@ class Logs(Protocol):
         """Return the last event; None when there is no log."""
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
-        """Return at most ``limit`` events behind ``after``, in order; fewer only at the end of the log."""
+        """Return at most ``limit`` events after ``after``, in order; fewer only at the end of the log."""
 
     async def bounds(self, generation_ids: Sequence[str]) -> list[Bounds | None]:
         """Return both ends of each log, in the order asked; None for one that does not exist.
@@ -196,7 +196,7 @@ class Lists(Protocol):
     async def recent(
         self, *, before: Row | None, limit: int, since_ms: int | None = None, oldest_first: bool = False
     ) -> Page:
-        """Return generations, newest first, behind ``before``, which need not exist; none created before a time.
+        """Return generations, newest first, after ``before``, which need not exist; none created before a time.
 
         May name some that are gone.
         """

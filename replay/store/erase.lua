@@ -1,4 +1,4 @@
--- Take events out of a log, but not its last one: the next is appended behind that.
+-- Take events out of a log, but not its last one: the next is appended after that.
 --
 -- KEYS[1]  the stream
 -- ARGV     ids

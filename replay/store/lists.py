@@ -63,7 +63,7 @@ class ValkeyLists:
     async def recent(
         self, *, before: Row | None, limit: int, since_ms: int | None = None, oldest_first: bool = False
     ) -> Page:
-        """Return generations, newest first, behind the row ``before``."""
+        """Return generations, newest first, after the row ``before``."""
         lowest, highest = "-inf" if since_ms is None else since_ms, "+inf"
         first = (lowest if oldest_first else highest) if before is None else before.created_ms
         span = (first, highest, "BYSCORE") if oldest_first else (first, lowest, "BYSCORE", "REV")

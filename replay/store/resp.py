@@ -124,7 +124,7 @@ class Wire(asyncio.Protocol):
         try:
             self._answered(data)
         except (libvalkey.ProtocolError, IndexError, TypeError) as error:
-            # No protocol, a reply that nobody waits for, a push that is none: nothing behind it can be trusted.
+            # No protocol, a reply that nobody waits for, a push that is none: nothing after it can be trusted.
             logger.warning("valkey does not speak its protocol", extra={"reason": f"{type(error).__name__}: {error}"})
             self.abort()
 

@@ -176,7 +176,7 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
         return keys.parse_event(entries[0]) if entries else None
 
     async def read(self, generation_id: str, *, after: EventId | None, limit: int) -> list[Event]:
-        """Return at most ``limit`` events behind ``after``."""
+        """Return at most ``limit`` events after ``after``."""
         start = "-" if after is None else f"({after}"
         entries = await self._reads.ask("XRANGE", self._keys.events(generation_id), start, "+", "COUNT", limit)
         return keys.parse_events(entries)
@@ -247,7 +247,7 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
             call("ZREM", self._keys.recent, generation_id),
             call("HDEL", self._keys.live, generation_id),
         ]
-        if idempotency is not None:  # behind the log: whoever binds the key next must not find that
+        if idempotency is not None:  # after the log: whoever binds the key next must not find that
             answers.append(call(*self._releasing(idempotency, claim or generation_id)))
         if digest is not None:
             answers.append(call("ZREM", self._keys.tries(digest), generation_id))

@@ -58,7 +58,7 @@ class _ChoiceReader:
         if spoken:
             self._said.add("content")
         if says_all(choice):
-            # A whole message behind deltas says what they have said.
+            # A whole message after deltas says what they have said.
             delta = {key: value for key, value in delta.items() if key not in self._said}
         else:
             self._said.update([key for key, value in delta.items() if value])

@@ -99,7 +99,7 @@ class ChatDialect:
         return bool(chunk.get("choices")) if is_error else not is_heartbeat_object(chunk, name)
 
     def is_last(self, chunk: Object) -> bool:
-        """None is: some servers go on behind every sign of an end."""
+        """None is: some servers go on after every sign of an end."""
         return False
 
     def is_of_protocol(self, chunk: Object) -> bool:

@@ -31,7 +31,7 @@ _LONGEST_SECRET = 2048  # bytes, of those that come in pieces
 # No number that reads as another one, or as none; see `json.py`.
 _NUMBER = re.compile(rb"-?(?:0|[1-9]\d{0,16})(?:\.\d{1,17})?(?:[eE][-+]?\d{1,2})?")
 _STRING = LITERAL.pattern
-# A string or number that is no key, behind its key where it has one; or the key of anything else.
+# A string or number that is no key, after its key where it has one; or the key of anything else.
 _VALUE = re.compile(rb'(?:"%b"\s*:\s*)?+(?:"(%b)"|(-?\d[-+.\deE]*))|"%b"\s*:' % (_STRING, _STRING, _STRING))
 
 
@@ -49,16 +49,16 @@ class Filler:
         self._redaction = redaction
         self._so_far = {blank: form.values[blank] for blank in form.growing}
         self._beginning, *gaps = form.gaps
-        # By offset: which blank, whether it grows, what fits into it and what stands behind it.
+        # By offset: which blank, whether it grows, what fits into it and what stands after it.
         self._blanks_in_order: list[tuple[int, bool, Callable[[bytes, int], re.Match[bytes] | None], bytes]] = []
         # Beside the text: which blank, the form's own value, and the number that this is.
         self._further: list[tuple[int, bytes, int | None]] = [
             (blank, own, None) for blank, own in enumerate(form.values[1:], start=1)
         ]
-        for blank, before, behind in zip(form.order, form.gaps, gaps, strict=False):
+        for blank, before, after in zip(form.order, form.gaps, gaps, strict=False):
             is_string = before.endswith(b'"')
             self._blanks_in_order.append(
-                (blank, blank in form.growing, (LITERAL if is_string else _NUMBER).match, behind)
+                (blank, blank in form.growing, (LITERAL if is_string else _NUMBER).match, after)
             )
             if not is_string and form.values[blank].isdigit():
                 self._further[blank - 1] = blank, form.values[blank], int(form.values[blank])

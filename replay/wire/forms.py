@@ -2,7 +2,7 @@
 
 Some servers send more with every token than its text: random `obfuscation`, the usage so far, another `created`, the
 same reasoning under two names, the whole message so far. Such a chunk is stored whole as a form (`F`, `G`): where its
-blanks are, and its JSON. Those after it are stored as what fills the blanks (`f`, `g`): the text, and behind it for
+blanks are, and its JSON. Those after it are stored as what fills the blanks (`f`, `g`): the text, and after it for
 each further blank one of these bytes, none of which stands raw in JSON, with what belongs to it:
 
     1 value   the value itself: the inside of a string's literal, or a number
@@ -54,7 +54,7 @@ class Blank(NamedTuple):
 class Form:
     """A chunk but for what stands in its blanks, of which the first is that of the text."""
 
-    gaps: tuple[bytes, ...]  # what stands before, between and behind the blanks
+    gaps: tuple[bytes, ...]  # what stands before, between and after the blanks
     order: tuple[int, ...]  # which blanks stand between the gaps
     values: tuple[bytes, ...]  # what the chunk itself has in its blanks, or, where one grows, the chunk before
     growing: tuple[int, ...]  # which blanks grow

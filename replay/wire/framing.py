@@ -17,7 +17,7 @@ _CHUNK = 8 << 10  # bytes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Framing:
-    """What goes around whole blocks, and what comes behind the last one."""
+    """What goes around whole blocks, and what comes after the last one."""
 
     frame: Callable[[bytes, bytes], bytes]  # blocks, and what each of them ends with
     end: bytes  # empty: there is no other than that the connection closes

@@ -74,7 +74,7 @@ def _parse_position(text: str) -> EventId | NoEvent | None:
 
 
 def encode(recording: Recording, start: int, cursor: Cursor, index: int, max_bytes: int) -> tuple[bytes, int]:
-    """Events of one generation from ``start`` on, each with the cursor behind it, and where they end.
+    """Events of one generation from ``start`` on, each with the cursor after it, and where they end.
 
     They are as many as make ``max_bytes``, so that only the last of them passes it.
     """

@@ -32,7 +32,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def refused(status: int, headers: Mapping[str, str], body: bytes, redaction: Redaction) -> UpstreamError:
-    """The error for an answer whose status is not one of success; ``body`` may have been cut behind `LARGEST`."""
+    """The error for an answer whose status is not one of success; ``body`` may have been cut after `LARGEST`."""
     if not 400 <= status < 600:
         redirect = ", a redirect, which is not followed" if 300 <= status < 400 else ""
         return UpstreamError(f"the upstream answered HTTP {status}{redirect}")

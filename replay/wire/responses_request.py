@@ -105,7 +105,7 @@ class _Conversation:
         return self._messages
 
     def _show_seen(self) -> None:
-        """Have the user show what tools have put out; only behind all outputs, for these have to follow their calls."""
+        """Have the user show what tools have put out; only after all outputs, for these have to follow their calls."""
         if self._seen:
             self.say("user", self._seen)
             self._seen = []

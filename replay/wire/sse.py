@@ -6,12 +6,12 @@ the lines before it gathered; a line that starts with a colon is a comment.
 
 Beside the standard, since servers send it: JSON that stands where a field should is a message, so that lines of JSON
 (NDJSON) are read too, and an error that a proxy put between the events; so is a field `error`, as llama.cpp's was.
-Where the blank lines are missing, the next `data:` behind a whole object begins another message.
+Where the blank lines are missing, the next `data:` after a whole object begins another message.
 
 Out: blocks of whole lines, as client libraries of many languages need them. `id:` is the last line of a block: some
 take it for the cursor before they have the data, and would lose an event in a cut. A keep-alive is a comment line
 without the blank line after it, since a comment block of its own becomes an empty event in several of them, and has a
-letter, since one swallows the line behind a bare colon. What some loops over "lines" take for an end is escaped.
+letter, since one swallows the line after a bare colon. What some loops over "lines" take for an end is escaped.
 """
 
 from __future__ import annotations

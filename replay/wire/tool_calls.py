@@ -120,9 +120,9 @@ class _Call:
             return False  # some servers send another id with every fragment
         if marks.id is not None and self.id is not None:
             return marks.id != self.id
-        if self._name and marks.name != self._name:  # a name may come in pieces too, but not behind arguments
+        if self._name and marks.name != self._name:  # a name may come in pieces too, but not after arguments
             return bool(self._opening) or marks.number is None
-        # Without an index and an id that is all there is to tell; with one, what goes on behind the end of an object.
+        # Without an index and an id that is all there is to tell; with one, what goes on after the end of an object.
         goes_on = marks.number is not None and (self._opening, _opening(marks.written)) != ("{", "{")
         return bool(_opening(marks.written)) and not goes_on and self._is_whole
 

@@ -146,7 +146,7 @@ async def test_event_whose_append_is_lost_or_whose_reply_is_told_once(
 async def test_connection_that_is_lost_again_and_again_doubles_nothing_and_loses_nothing(
     make_node, valkey, valkey_proxy, upstream
 ):
-    # given a node whose connections to Valkey end behind any number of bytes, and one that is left alone
+    # given a node whose connections to Valkey end after any number of bytes, and one that is left alone
     faulty = await make_node(**PATIENT)
     steady = await make_node(valkey_url=valkey.url, **PATIENT)
     upstream.script = say("a", "b")

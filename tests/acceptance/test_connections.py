@@ -154,7 +154,7 @@ async def test_a_request_behind_a_stream_that_goes_on_is_answered_or_the_connect
         await wire.send(get(f"/generations/{id}/events"))
         await within("the start", wire.reader.readuntil(b"event: start"), DEADLINE_S)
 
-        # when something is asked behind it, then the connection is closed with its end
+        # when something is asked after it, then the connection is closed with its end
         await wire.send(get("/healthz"))
         await call.finish()
         rest = await within("the end", wire.reader.read(), DEADLINE_S)
@@ -220,7 +220,7 @@ async def test_a_reader_that_is_slow_at_the_end_has_the_end_once(service, upstre
         await within("the start", wire.reader.readuntil(b"event: start"), DEADLINE_S)
         await asyncio.sleep(AFTER_S)
 
-        # when it goes on reading, then it has the whole, and nothing behind the end
+        # when it goes on reading, then it has the whole, and nothing after the end
         body = b""
         while not body.endswith(b"\r\n0\r\n\r\n"):
             body += await within("more", wire.reader.read(1 << 16), DEADLINE_S)

@@ -140,7 +140,7 @@ async def test_list_follows_short_and_empty_answers_of_the_node(browser, open_pa
 
     await browser.route("**/generations?*", shorten)
     tab = await open_page()
-    # then the button goes on, and what is asked for is found behind answers with nothing in them
+    # then the button goes on, and what is asked for is found after answers with nothing in them
     await shows_rows(tab, (good[2], "completed"))
     await tab.page.get_by_role("button", name="Load more").click()
     await shows_rows(tab, (good[2], "completed"), (good[1], "completed"))

@@ -115,7 +115,7 @@ async def aiohttp_sse_client2(url: str, report: Report) -> None:
             await asyncio.sleep(PAUSE_S)
 
 
-# openai 3.52, on format=openai. Its decoder makes an event of a blank line behind an `id:` or a `retry:`, and breaks on
+# openai 3.52, on format=openai. Its decoder makes an event of a blank line after an `id:` or a `retry:`, and breaks on
 # its empty data. It shows no ids, so a reader begins again and passes over what it has. An abort is
 # APIConnectionError; a 204 is a stream without chunks.
 
@@ -257,7 +257,7 @@ async def _running(program: str, *arguments: str) -> AsyncIterator[asyncio.subpr
         await process.wait()
 
 
-# What each does when it asks again behind `end`, and is answered 204.
+# What each does when it asks again after `end`, and is answered 204.
 AT_THE_END: dict[Client, str] = {
     sseclient_py: "status 204",
     httpx_sse: "Expected response header Content-Type to contain 'text/event-stream', got ''",
@@ -271,7 +271,7 @@ AT_THE_END: dict[Client, str] = {
 
 every_client = pytest.mark.parametrize("client", AT_THE_END, ids=lambda client: client.__name__)
 
-# Bytes after which a connection ends: behind an id, in the middle of data, before the blank line.
+# Bytes after which a connection ends: after an id, in the middle of data, before the blank line.
 CUTS = range(10, 130, 20)
 # What is cut between its `id:` line and its end is lost to these clients: they go on with what comes after it.
 IMPATIENT = (fetch_event_source,)

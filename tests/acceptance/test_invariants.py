@@ -90,7 +90,7 @@ async def test_a_paused_node_adopts_the_end_that_another_wrote(make_node, valkey
         log = await stored(valkey, id)
         paused.resume()
 
-        # then it writes nothing behind that end, and its own readers get exactly that end
+        # then it writes nothing after that end, and its own readers get exactly that end
         assert await all_end(own) == ends
         await call.hung_up()
         for source in (*own, *others):

@@ -135,7 +135,7 @@ async def test_header_wins_over_the_query_and_minus_one_is_the_start(service, up
 
 
 async def cut_at(proxy: FaultProxy, path: str, count: int) -> EventSourceClient:
-    """An EventSource whose first connection ends behind so many bytes; what it has when it has closed itself."""
+    """An EventSource whose first connection ends after so many bytes; what it has when it has closed itself."""
     proxy.cut_replies_after(count)
     async with EventSourceClient(f"http://127.0.0.1:{proxy.port}{path}", retry_ms=1) as source:
         await source.closed()
@@ -150,7 +150,7 @@ async def test_reader_that_is_cut_at_any_byte_of_a_recording_gets_every_event_on
     async with FaultProxy(node.url) as proxy:
         for count in range(1, 2600, 13):
             source = await cut_at(proxy, path_of(node.api, [*ids, NEVER_WAS]), count)
-            assert shares(source.events, ids) == expected, f"cut behind byte {count}"
+            assert shares(source.events, ids) == expected, f"cut after byte {count}"
             assert notices(source.events, "reset") == []
             assert set(notices(source.events, "expired")) == {NEVER_WAS}
             assert source.connections[-1].status == 204
@@ -166,13 +166,13 @@ async def test_snapshots_that_are_cut_at_any_byte_add_up_to_the_whole(make_node,
             for id, text in zip(ids, ("abc", "de"), strict=True):
                 own = [event for event in source.events if event.json()["generation_id"] == id]
                 snapshots = [event.json()["text"] for event in own if event.event == "snapshot"]
-                assert len(snapshots) <= 1, f"cut behind byte {count}"
-                assert "".join(snapshots) + text_of(own) == text, f"cut behind byte {count}"
+                assert len(snapshots) <= 1, f"cut after byte {count}"
+                assert "".join(snapshots) + text_of(own) == text, f"cut after byte {count}"
                 assert [event.event for event in own].count("end") == 1
 
 
 async def lose_connections(proxy: FaultProxy, source: EventSourceClient, chance: random.Random, seconds: float) -> int:
-    """Cut the source behind any number of bytes, again and again, until it has closed itself; how often."""
+    """Cut the source after any number of bytes, again and again, until it has closed itself; how often."""
     cuts = 0
     while source.ready_state != 2:
         proxy.cut_replies_after(chance.randrange(1, 20_000))

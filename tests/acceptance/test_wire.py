@@ -144,7 +144,7 @@ async def test_cut_between_what_is_told_of_several_loses_no_reset(service: Api, 
     await service.run(None, id=anew)
     told = messages((await read_stream(url, {"Last-Event-ID": cursor})).body, cursor)
     assert {"reset", "expired"} <= {event.event for event in told}
-    # when the connection is cut behind any block
+    # when the connection is cut after any block
     for place in range(len(told)):
         have = told[:place]
         at = have[-1].last_event_id if have else cursor
@@ -227,7 +227,7 @@ async def test_cursor_is_understood_as_libraries_spell_it_in_the_query(service: 
 
     log = await service.log(id)
     many = messages((await read_many(service, id)).body)
-    tokens = messages((await read_tokens(service, id)).body)[1:]  # behind the reset
+    tokens = messages((await read_tokens(service, id)).body)[1:]  # after the reset
     assert await after(f"/generations/{id}/events", log[1].last_event_id) == log[2:]
     assert await after("/events", many[1].last_event_id, generation=id) == many[2:]
     assert await after("/v1/completions/stream", tokens[0].last_event_id, prompt="Hi") == tokens[1:]

@@ -262,8 +262,8 @@ async def test_read_is_a_slice_of_the_list(store):
     for _ in range(200):
         after = chance.choice([None, *(event.id for event in events), EventId(chance.randint(90, 230), 5)])
         limit = chance.randint(1, 60)
-        behind = events if after is None else [event for event in events if event.id > after]
-        assert await store.read("g", after=after, limit=limit) == behind[:limit]
+        rest = events if after is None else [event for event in events if event.id > after]
+        assert await store.read("g", after=after, limit=limit) == rest[:limit]
 
 
 async def test_log_that_is_not_there_has_nothing(store):

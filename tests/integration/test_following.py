@@ -146,7 +146,7 @@ async def test_a_stream_is_followed_exactly_while_its_channel_is_cut_again_and_a
         assert_whole(there.received)
         assert text_of(there.received) == "".join(f"word{index} " for index in range(900))
         assert ids(there.received) == await stored_ids(valkey, id)
-        assert there.connections[0].clean  # a second one asks what comes behind the end
+        assert there.connections[0].clean  # a second one asks what comes after the end
         assert all(each.asked_after == ids(there.received)[-1] for each in there.connections[1:])
     assert world.wires.channels.accepted > 10
     assert world.wires.appends.accepted == 1  # nothing else was cut

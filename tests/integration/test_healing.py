@@ -70,7 +70,7 @@ async def test_everybody_has_the_same_events_when_valkey_comes_back_shorter(make
         set_back(valkey, snapshots[lost])
         await call.say("e ")
 
-        # then readers from before, on either node, go on behind what they have seen
+        # then readers from before, on either node, go on after what they have seen
         async with (
             here.api.source(id, last_event_id=cursor) as mine_again,
             there.api.source(id, last_event_id=cursor) as other_again,

@@ -218,7 +218,7 @@ async def test_a_node_that_is_cut_off_for_longer_than_its_lease_adopts_the_end(m
             for proxy in wires.kinds.values():
                 await proxy.accept()
 
-            # then it writes nothing behind that end, and its own reader gets exactly that
+            # then it writes nothing after that end, and its own reader gets exactly that
             await here.event("end")
             await call.hung_up()
             assert here.received == there.received

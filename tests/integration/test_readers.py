@@ -31,7 +31,7 @@ async def metric(api: Api, name: str) -> float:
 
 
 async def cut_at(proxy: FaultProxy, path: str, count: int) -> EventSourceClient:
-    """An EventSource whose first connection ends behind so many bytes; what it has when it has closed itself."""
+    """An EventSource whose first connection ends after so many bytes; what it has when it has closed itself."""
     proxy.cut_replies_after(count)
     source = EventSourceClient(f"http://127.0.0.1:{proxy.port}{path}", retry_ms=1)
     async with source:
@@ -47,17 +47,17 @@ async def test_reader_that_is_cut_at_any_byte_of_the_beginning_gets_every_event_
     log = await node.api.log(id)
     assert text_of(log) == "".join(WORDS)
     async with FaultProxy(node.url) as proxy:
-        # when the first connection is cut behind byte 1, 2, 3 …: in the headers, a chunk's size, an `id:`, a character
+        # when the first connection is cut after byte 1, 2, 3 …: in the headers, a chunk's size, an `id:`, a character
         for count in range(1, 601):
             source = await cut_at(proxy, f"/generations/{id}/events", count)
 
             # then the reader comes back and has everything, once
-            assert source.received == log, f"cut behind byte {count}"
+            assert source.received == log, f"cut after byte {count}"
             assert [event for event in source.events if event.event == "reset"] == []
 
 
 async def test_reader_that_is_cut_at_any_byte_while_it_happens_gets_every_event_once(make_node, upstream):
-    # given a generation that goes on, read through a wire that is cut behind any number of bytes
+    # given a generation that goes on, read through a wire that is cut after any number of bytes
     node = await make_node(retry_ms=1)
     upstream.script = generate(1200, per_second=400, text="{}" + "".join(WORDS))
     id = (await node.api.start())["id"]

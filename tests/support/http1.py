@@ -163,7 +163,7 @@ class Stream:
         return piece
 
     async def until(self, needle: bytes, after: int = 0, seconds: float = DEADLINE_S) -> bytes:
-        """Read until `needle` stands in the body behind its first `after` bytes; the whole body so far."""
+        """Read until `needle` stands in the body after its first `after` bytes; the whole body so far."""
 
         async def search() -> None:
             while self.body.find(needle, after) < 0:

@@ -35,7 +35,7 @@ def entries_of(stream: list[bytes]) -> tuple[list[bytes], Recorder]:
 
 
 def log_of(entries: list[bytes], end: End | None = COMPLETED) -> Log:
-    """A log of these entries 10 ms apart, `start` before them, and `end` behind them where there is one."""
+    """A log of these entries 10 ms apart, `start` before them, and `end` after them where there is one."""
     log = Log()
     for entry in (encode_start(START), *entries, *([] if end is None else [encode_end(end)])):
         log.extend(number([entry], after=log.last_id, now_ms=STARTED_MS + 10 * len(log)))

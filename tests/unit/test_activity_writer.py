@@ -97,7 +97,7 @@ async def test_a_log_that_was_lost_is_read_anew(log, write, monkeypatch, name):
         log.add(count, ms=ms)
     there = list(log.events)
 
-    # then what is written next stands behind that, once, after a few questions
+    # then what is written next stands after that, once, after a few questions
     log.calls = 0
     assert await write(b"lafter", NOW)
     assert [event.entry for event in log.events] == [*(event.entry for event in there), b"lafter"]

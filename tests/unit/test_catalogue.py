@@ -94,7 +94,7 @@ async def test_others_have_their_turn_between_large_rows_however_many_lists_are_
     catalogue = _catalogue(Shelf())
     await asyncio.gather(*(catalogue.find(Noting(), before=None, limit=50) for _ in range(5)))
     working.cancel()
-    # then there was a turn for it behind one of them or two
+    # then there was a turn for it after one of them or two
     assert Noting.asked.total() >= 5 * 30
     assert max(Noting.asked.values()) <= 2
 

@@ -55,7 +55,7 @@ def test_what_is_behind_requests_is_counted_wherever_packets_end(seed):
         )
         at = to
 
-        # then what is said is right, and where nothing is behind but empty lines it is never a head
+        # then what is said is right, and where nothing comes after but empty lines it is never a head
         whole = max([0, *(end for end in requests_end if end <= to)])
         begun = after == 0 or requests_end[after - 1] <= to
         right = len(stream[whole:to].lstrip(b"\r\n")) if begun else 0

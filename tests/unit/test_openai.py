@@ -76,7 +76,7 @@ def token_contents(log: Log) -> list[str]:
 def test_sample_decodes_to_what_came_in(sample):
     entries, _, _ = recorded(sample)
     log = log_of(entries)
-    # With the last event of a stream that was cut behind it, before its blank line.
+    # With the last event of a stream that was cut after it, before its blank line.
     payloads = [json.loads(event.data) for event in messages(sample.body + b"\n\n") if event.data != "[DONE]"]
     expected = [payload for payload in payloads if "error" not in payload]
     assert chunks_of(log) == expected

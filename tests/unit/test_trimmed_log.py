@@ -137,8 +137,8 @@ def test_id_of_what_the_store_has_lost_in_between_is_held_and_none_that_it_canno
     assert all(log.holds(event.id) for event in events)
     here = {event.id for event in kept}
     before = [each.ms for each in here if each.seq < first + seq]
-    behind = [each.ms for each in here if each.seq > first + seq]
-    if before and behind and not max(before) <= ms <= min(behind):
+    after = [each.ms for each in here if each.seq > first + seq]
+    if before and after and not max(before) <= ms <= min(after):
         assert not log.holds(EventId(ms, first + seq))
 
 

@@ -142,7 +142,7 @@ async def aiosseclient(url: str, cursor: str) -> AsyncIterator[Event]:
 
 
 def resuming(connect: Callable[[str, str], Iterator[Event]]) -> Callable[[str], None]:
-    """Open the next connection behind what has been shown, until the end."""
+    """Open the next connection after what has been shown, until the end."""
 
     def read(url: str) -> None:
         cursor = "-1"
