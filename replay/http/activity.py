@@ -27,9 +27,9 @@ class ActivityEvents:
 
     def routes(self) -> list[web.RouteDef]:
         """What this face answers."""
-        return [web.get("/feed", self.feed)]
+        return [web.get("/feed", self.events)]
 
-    async def feed(self, request: web.Request) -> web.StreamResponse:
+    async def events(self, request: web.Request) -> web.StreamResponse:
         """Answer with what happens from now on or after the cursor; with `progress=1` also how far live ones are."""
         cursor = event_id_of(request)
         progress = request.query.get("progress", "0")

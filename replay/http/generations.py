@@ -94,7 +94,7 @@ class Generations:
     async def list_recent(self, request: web.Request) -> web.Response:
         """Answer with generations, newest first."""
         query = read_query(request)
-        cursor = await self._activity.last_id()  # read first, so that nothing falls between the list and the feed
+        cursor = await self._activity.last_id()  # read first, so that nothing falls between the list and the activity
         found = await self._catalogue.find(query.selection, before=query.before, limit=query.limit)
         body = b'{"generations":[%b],"next":%b,"feed_cursor":%b}' % (
             b",".join(await self._described(found.listed)),

@@ -143,12 +143,12 @@ async def test_twenty_dashboards_on_fifty_live_generations_cost_valkey_no_more_t
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_dashboard() -> None:
-            feed = await stack.enter_async_context(follow(showing.api, progress="1"))
+            activity = await stack.enter_async_context(follow(showing.api, progress="1"))
             tiles = EventSourceClient(showing.api.at("/events", generation=generations))
             await stack.enter_async_context(tiles)
             for _ in generations:
                 await tiles.event("live", 2 * DEADLINE_S)
-            await feed.event("progress")
+            await activity.event("progress")
 
         # when there is one, and then twenty
         await open_dashboard()

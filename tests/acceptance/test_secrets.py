@@ -244,7 +244,7 @@ class World:
         self.out += [repr(answer.headers).encode(), answer.body]
         return answer
 
-    async def read_feed(self, until: str) -> None:
+    async def read_activity(self, until: str) -> None:
         """All that is told of the generations up to one."""
         stream = await open_stream(self.api.at("/feed", after="-1"), headers=self.headers)
         self.out.append(await stream.until(until.encode()))
@@ -309,7 +309,7 @@ async def test_no_secret_goes_out_however_the_upstream_fails(world):
             assert not re.search("aiohttp|Client|Error:|message=|<[A-Z]|0x|b'", error["message"]), error
     for path in EVERYWHERE:
         await world.ask("GET", path)
-    await world.read_feed(id)
+    await world.read_activity(id)
     # and (as the fixture looks for them) the secrets are in nothing that went out, which was all
     assert sum(map(len, world.out)) > 100_000
 

@@ -48,7 +48,7 @@ async def test_a_refused_call_leaves_nothing(service, other_service, upstream, g
     for api in (service, other_service):
         assert_problem(await api.get(f"/generations/{generation_id}"), 404, "generation_not_found")
         assert generation_id.encode() not in (await api.get("/generations", limit=1000)).body
-        await eventually("the feed", lambda api=api: feed_of(api), lambda body: generation_id.encode() not in body)
+        await eventually("the activity", lambda api=api: activity_of(api), lambda body: generation_id.encode() not in body)
 
     # and its id is free for the next try
     upstream.script = say("a")
@@ -57,7 +57,7 @@ async def test_a_refused_call_leaves_nothing(service, other_service, upstream, g
     assert (await service.ended(generation_id))["status"] == "completed"
 
 
-async def feed_of(api: Api) -> bytes:
+async def activity_of(api: Api) -> bytes:
     async with streaming(api.at("/feed", after="-1")) as stream:
         return await stream.until(b"event: live\n")
 

@@ -38,7 +38,7 @@ async def read_tokens(api: Api, id: str) -> Answer:
     return await read_stream(api.at("/v1/completions/stream", last_event_id=f"{id}:1-1"))
 
 
-async def read_feed(api: Api, id: str) -> Answer:
+async def read_activity(api: Api, id: str) -> Answer:
     async with streaming(api.at("/feed", after="-1")) as stream:
         await stream.until(b"\n\n", after=(await stream.until(b"event: live")).index(b"event: live"))
         return Answer(stream.status, stream.headers, bytes(stream.body), clean=False)
@@ -65,7 +65,7 @@ async def talking(api: Api, upstream: Any) -> AsyncIterator[tuple[str, Call]]:
 # The id.
 
 
-@pytest.mark.parametrize("read", [read_events, read_chunks, read_many, read_tokens, read_feed])
+@pytest.mark.parametrize("read", [read_events, read_chunks, read_many, read_tokens, read_activity])
 async def test_id_is_the_last_line_of_every_block_and_only_a_reset_has_none(
     service: Api, upstream: Any, read: Callable[[Api, str], Awaitable[Answer]]
 ) -> None:
@@ -173,7 +173,7 @@ async def test_id_of_what_the_feed_tells_beside_its_log_is_the_cursor(service: A
         for event in (live, notice):
             rest = source.events[source.events.index(event) + 1 :]
             expected = [(each.last_event_id, each.data) for each in rest if each.event in LIFE]
-            body = (await _read_feed_after(service, event.last_event_id)).body
+            body = (await _read_activity_after(service, event.last_event_id)).body
             assert b"event: reset" not in body
             found = [(each.last_event_id, each.data) for each in messages(body) if each.event in LIFE]
             assert found == expected
@@ -193,7 +193,7 @@ async def _happening(name: str, service: Api, upstream: Any, doomed: str) -> Asy
     await service.post(f"/generations/{id}/cancel")
 
 
-async def _read_feed_after(api: Api, cursor: str) -> Answer:
+async def _read_activity_after(api: Api, cursor: str) -> Answer:
     async with streaming(api.at("/feed", after=cursor)) as stream:
         await stream.until(b"event: live")
         return Answer(stream.status, stream.headers, bytes(stream.body), clean=False)
@@ -232,7 +232,7 @@ async def test_cursor_is_understood_as_libraries_spell_it_in_the_query(service: 
     assert await after("/events", many[1].last_event_id, generation=id) == many[2:]
     assert await after("/v1/completions/stream", tokens[0].last_event_id, prompt="Hi") == tokens[1:]
     assert len(upstream.calls) == 1
-    cursor = messages((await read_feed(service, id)).body)[-3].last_event_id
+    cursor = messages((await read_activity(service, id)).body)[-3].last_event_id
     async with streaming(service.at("/feed", lastEventId=cursor)) as stream:
         assert messages(await stream.until(b"\n\n"))[0].event not in ("live", "reset")
 
@@ -297,7 +297,7 @@ async def test_no_other_face_has_it_either(
 async def test_feed_has_none_of_it(service: Api, upstream: Any) -> None:
     upstream.script = say("a")
     id = await service.run({"prompt": "Hi", "model": ENDS_OF_LINES})
-    body = (await read_feed(service, id)).body
+    body = (await read_activity(service, id)).body
     assert not RAW.search(body)
     models = [event.json().get("model") for event in messages(body) if event.json().get("generation_id") == id]
     assert models == [ENDS_OF_LINES] * 3

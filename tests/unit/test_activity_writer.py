@@ -1,4 +1,4 @@
-"""The writer of the feed against a log in memory that may be lost, and grow again, in every way."""
+"""The writer of the activity log against a log in memory that may be lost, and grow again, in every way."""
 
 from __future__ import annotations
 
