@@ -99,7 +99,7 @@ class App:
         web_app.on_response_prepare.append(complete_response)
         web_app.add_routes(self._routes(origins, ops))
         url = await self._listen(web_app)
-        self._parts.callback(self._cut_subscribers)
+        self._parts.callback(self._cut_connections)
         return url
 
     async def _start_store(self) -> None:
@@ -188,25 +188,25 @@ class App:
         readers are sent elsewhere, a few at a time -> lease given up, connections closed.
         """
         self.producers.draining = True
-        logger.info("draining", extra={"generations": len(self.producers), "subscribers": len(self.hub.subscribers)})
+        logger.info("draining", extra={"generations": len(self.producers), "subscribers": len(self.hub.connections)})
         await self.producers.drain(self.settings.drain_grace_s)
         self._streaming.closed = True
-        await self._release_subscribers()
+        await self._release_connections()
         await self.stop()
         logger.info("drained")
 
-    async def _release_subscribers(self) -> None:
+    async def _release_connections(self) -> None:
         """Cut the readers, spread over a while: a thousand that come back at once are a storm elsewhere."""
-        subscribers = list(self.hub.subscribers)
-        random.shuffle(subscribers)
-        for subscriber in subscribers:
-            if subscriber in self.hub.subscribers:
-                await asyncio.sleep(self.settings.drain_spread_s / len(subscribers))
-                subscriber.abort()
+        connections = list(self.hub.connections)
+        random.shuffle(connections)
+        for connection in connections:
+            if connection in self.hub.connections:
+                await asyncio.sleep(self.settings.drain_spread_s / len(connections))
+                connection.abort()
 
-    def _cut_subscribers(self) -> None:
-        for subscriber in tuple(self.hub.subscribers):
-            subscriber.abort()
+    def _cut_connections(self) -> None:
+        for connection in tuple(self.hub.connections):
+            connection.abort()
 
     async def stop(self) -> None:
         """Stop now."""

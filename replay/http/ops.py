@@ -99,7 +99,7 @@ class _NodeCollector(Collector):
             ended.add_metric([status], count)
         yield ended
         yield GaugeMetricFamily("replay_generations_live", "Generations produced here now", len(self._producers))
-        yield GaugeMetricFamily("replay_subscribers", "Subscribers connected here now", len(self._hub.subscribers))
+        yield GaugeMetricFamily("replay_subscribers", "Long-lived connections here now", len(self._hub.connections))
         yield GaugeMetricFamily("replay_feeds", "Generations held in memory", len(self._hub))
         yield GaugeMetricFamily("replay_feed_bytes", "Their size", self._hub.size)
         yield GaugeMetricFamily("replay_valkey_connections", "Connections to Valkey now", self._store.connections)

@@ -69,12 +69,12 @@ class Streaming:
             deadline_s=settings.write_deadline_s,
         )
         self._hub.wake(feed.generation_id)  # it may have been put away since it was opened
-        subscribers = self._hub.subscribers
-        subscriber = Subscriber(feed, delivery, self._counters, subscribers.discard)
-        subscribers.add(subscriber)
+        connections = self._hub.connections
+        subscriber = Subscriber(feed, delivery, self._counters, connections.discard)
+        connections.add(subscriber)
         connection = release(request)
         if connection is None:
-            subscribers.discard(subscriber)
+            connections.discard(subscriber)
         else:
             subscriber.take_over(connection, delivery)
         return TakenOver()
@@ -83,7 +83,7 @@ class Streaming:
         """Make a subscriber of the request, which gets the events of several generations."""
         if request.method == "HEAD":
             return web.StreamResponse(headers=_headers(SSE))
-        settings, subscribers = self._settings, self._hub.subscribers
+        settings, connections = self._settings, self._hub.connections
         for start in starts:
             if start.feed is not None:
                 self._hub.wake(start.feed.generation_id)
@@ -93,11 +93,11 @@ class Streaming:
             encoding=self._encoding(request, SSE),
             counters=self._counters,
             deadline_s=settings.write_deadline_s,
-            on_gone=subscribers.discard,
+            on_gone=connections.discard,
         )
         connection = release(request)
         if connection is not None:
-            subscribers.add(multiplexed)
+            connections.add(multiplexed)
             retry = b"retry: %d\n" % settings.retry_ms
             multiplexed.take_over(connection, head(request, _headers(SSE)), retry, settings.write_buffer_bytes)
         return TakenOver()

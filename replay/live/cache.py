@@ -1,4 +1,4 @@
-"""Ended logs that nobody here produces or watches, kept for whoever comes next.
+"""Ended logs that nobody here produces or uses, kept for whoever comes next.
 
 Nothing is done for them by the clock, but that those are forgotten whose time has come; so they cost memory alone,
 however many there are. That one is still what Valkey has is not known here: whoever takes it out has to ask.

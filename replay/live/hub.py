@@ -1,8 +1,8 @@
 """The feeds of this node: open, follow, keep for a while.
 
-A feed is produced here, or followed, which is to say that its log lives elsewhere, or it has ended. What is live, is
-watched, or was opened a moment ago is looked at from time to time; an ended log that nobody uses goes into the cache
-and is not looked at any more. `open` takes it out again, and asks Valkey whether it is still what it was.
+A feed is produced here, or followed, which is to say that another node writes its log, or it has ended. What is live,
+is in use, or was opened a moment ago is looked at from time to time; an ended log that nobody uses goes into the
+cache and is not looked at any more. `open` takes it out again, and asks Valkey whether it is still what it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from replay.store import EventStore
 
 logger = logging.getLogger(__name__)
 
-_LINGER_S = 5.0  # a live feed that nobody watches is followed on for a page reload's length
+_LINGER_S = 5.0  # a live feed that nobody uses is followed on for a page reload's length
 _LOOKS_AT_ONCE = 64  # safety reads in one round trip
 _ACKNOWLEDGED_S = 1.0
 _HEALING_S = 3.0  # after Valkey was away: until every producer is connected again and has repaired its logs
@@ -35,7 +35,7 @@ class Hub:
     """
 
     def __init__(self, store: EventStore, *, cache_bytes: int, patience_s: float) -> None:
-        self.subscribers: set[StreamConnection] = set()
+        self.connections: set[StreamConnection] = set()  # those that follow a feed, or several
         self._store = store
         self._patience_s = patience_s
         self._feeds: dict[str, Feed] = {}  # all that are not in the cache
@@ -240,7 +240,7 @@ class Hub:
                     raise result
 
     def tidy(self) -> None:
-        """Give up what nobody here watches or produces: a live feed soon; an ended one goes into the cache."""
+        """Give up what nobody here uses or produces: a live feed soon; an ended one goes into the cache."""
         now = asyncio.get_running_loop().time()
         for generation_id, feed in tuple(self._feeds.items()):
             if generation_id in self._produced or feed.in_use:

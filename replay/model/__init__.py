@@ -21,7 +21,8 @@ Glossary, one word for a thing:
     dialect       how a family of upstreams says things: chat, Responses
     template      a chunk but for the one string that changes from chunk to chunk; a form, but for several values
     feed          a generation's acknowledged events on one node, and who follows them there
-    subscriber    who follows a feed: a connection, a track of a multiplexed stream, or a request that waits for the whole answer
+    subscriber    who follows a feed: a connection, a track of a multiplexed stream, or a request that waits
+                  for the whole answer
     live          of a subscriber: it has everything, and gets what comes with all others; of a generation: not ended
     follower      what keeps a feed equal to a log that another node writes
     producer      what runs one generation on its node; its writer is the only one that appends
@@ -29,7 +30,8 @@ Glossary, one word for a thing:
     framing       how the blocks of a format stand on a connection: HTTP's chunks, or until it closes
     encoding      a format in a framing: subscribers of one encoding get the same bytes
     face          a group of routes that show the log in one API's words
-    activity      what becomes of all generations, as one log that every node writes (its URL, key and `feed_cursor` say *feed*)
+    activity      what becomes of all generations, as one log that every node writes (its URL, key and `feed_cursor`
+                  say *feed*)
     lease         what says that a node is alive; a live generation whose node has none is an orphan
     claim         which generation a caller's key leads to
     run           one start of a generation id; a run that is over is buried, so that its log is not put back

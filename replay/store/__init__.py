@@ -81,7 +81,7 @@ class Renewed(NamedTuple):
     """What stood of a node when it renewed its lease."""
 
     stood: bool  # the lease
-    subscribers_stood: bool  # what it said with `watch`
+    subscribers_stood: bool  # what it said with `report_subscribers`
 
 
 class Listener(Protocol):
@@ -250,10 +250,10 @@ class Leases(Protocol):
         """Tell whether a node hears its notifications; one that was killed does not, long before its lease ends."""
 
     async def report_subscribers(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
-        """Say how many read what on a node, where that has changed; it holds as long as the lease."""
+        """Say how many follow what on a node, where that has changed; it holds as long as the lease."""
 
     async def subscribers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
-        """Return how many read each generation on the nodes that are alive, leaving out the node ``beside``."""
+        """Return how many follow each generation on the nodes that are alive, leaving out the node ``beside``."""
 
 
 class Channels(Protocol):

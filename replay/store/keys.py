@@ -11,7 +11,7 @@
 | `replay:recent` | sorted set id by ms | what lists show; may lag, the log decides |
 | `replay:nodes` | sorted set node by unix ms of its last lease | who to ask about |
 | `replay:node:<node>` | string with the lease as ttl | this node is alive |
-| `replay:node:<node>:watching` | hash id -> subscribers, same ttl | who follows what on that node |
+| `replay:node:<node>:watching` | hash id -> subscribers, same ttl | how many follow what on that node |
 | `replay:node:<node>` | sharded channel | id NUL and a batch: somebody else appended to what this node produces |
 | `replay:idempotency:<hash>` | string, JSON | what a key was used for |
 | `replay:tries:<digest>` | sorted set id by ms | what a call has started and is live, for its retries |
@@ -66,8 +66,8 @@ class Keys:
         """A node's lease."""
         return f"{self._prefix}node:{node}"
 
-    def watching(self, node: str) -> str:
-        """Who reads what on a node."""
+    def subscribers(self, node: str) -> str:
+        """How many follow what on a node; it keeps the name that it had before they were called subscribers."""
         return f"{self._prefix}node:{node}:watching"
 
     def node_channel(self, node: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What nodes tell each other of themselves: that they live, and who reads what there."""
+"""What nodes tell each other of themselves: that they live, and how many follow what there."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ValkeyLeases:
         call = self._reads.start_call
         seconds, _ = await call("TIME")  # one clock for all nodes
         now_ms = int(seconds) * 1000
-        before, watched, _ = await asyncio.gather(
+        lease, counts, _ = await asyncio.gather(
             call("SET", self._keys.node(node), "1", "GET", "PX", lease_ms),
-            call("PEXPIRE", self._keys.watching(node), lease_ms),
+            call("PEXPIRE", self._keys.subscribers(node), lease_ms),
             at_once(
                 self._reads,
                 ("ZADD", self._keys.nodes, now_ms, node),
@@ -39,7 +39,7 @@ class ValkeyLeases:
                 ("PEXPIRE", self._keys.nodes, keys.LISTS_MS),
             ),
         )
-        return Renewed(before is not None, bool(watched))
+        return Renewed(lease is not None, bool(counts))
 
     async def end_lease(self, node: str) -> None:
         """Say that a node is gone."""
@@ -47,7 +47,7 @@ class ValkeyLeases:
         call = self._reads.start_call
         await asyncio.gather(
             call("DEL", self._keys.node(node)),
-            call("DEL", self._keys.watching(node)),
+            call("DEL", self._keys.subscribers(node)),
             call("ZREM", self._keys.nodes, node),
         )
 
@@ -63,23 +63,23 @@ class ValkeyLeases:
         return bool(await self._reads.ask("SPUBLISH", self._keys.node_channel(node), empty))
 
     async def report_subscribers(self, node: str, counts: dict[str, int], lease_ms: int) -> None:
-        """Say how many read what on a node, where that has changed."""
-        key = self._keys.watching(node)
-        reading = [part for name, count in counts.items() if count for part in (name, count)]
+        """Say how many follow what on a node, where that has changed."""
+        key = self._keys.subscribers(node)
+        pairs = [part for name, count in counts.items() if count for part in (name, count)]
         left = [name for name, count in counts.items() if not count]
-        commands: list[tuple[str | int, ...]] = [("HSET", key, *reading)] if reading else []
+        commands: list[tuple[str | int, ...]] = [("HSET", key, *pairs)] if pairs else []
         commands += [("HDEL", key, *left)] if left else []
         await self._reads.ready()
         await at_once(self._reads, *commands, ("PEXPIRE", key, lease_ms))
 
     async def subscribers(self, generation_ids: Sequence[str], *, beside: str) -> dict[str, int]:
-        """Return how many read each generation on the other nodes that are alive."""
+        """Return how many follow each generation on the other nodes that are alive."""
         members = await self._reads.ask("ZRANGE", self._keys.nodes, 0, -1)
         nodes = [node for member in members if (node := member.decode()) != beside]
         if not generation_ids or not nodes:
             return dict.fromkeys(generation_ids, 0)
         rows = await asyncio.gather(
-            *(self._reads.ask("HMGET", self._keys.watching(node), *generation_ids) for node in nodes)
+            *(self._reads.ask("HMGET", self._keys.subscribers(node), *generation_ids) for node in nodes)
         )
         return {
             generation_id: sum(int(count or 0) for count in column)

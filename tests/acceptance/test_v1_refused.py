@@ -48,7 +48,9 @@ async def test_a_refused_call_leaves_nothing(service, other_service, upstream, g
     for api in (service, other_service):
         assert_problem(await api.get(f"/generations/{generation_id}"), 404, "generation_not_found")
         assert generation_id.encode() not in (await api.get("/generations", limit=1000)).body
-        await eventually("the activity", lambda api=api: activity_of(api), lambda body: generation_id.encode() not in body)
+        await eventually(
+            "the activity", lambda api=api: activity_of(api), lambda body: generation_id.encode() not in body
+        )
 
     # and its id is free for the next try
     upstream.script = say("a")

@@ -44,7 +44,7 @@ async def test_lease_tells_what_of_the_node_still_stood(store, valkey):
     assert await store.renew_lease("node_1", 60_000) == (False, False)
 
 
-async def test_watchers_are_the_sum_over_the_other_nodes(store):
+async def test_subscribers_are_the_sum_over_the_other_nodes(store):
     for node in ("node_1", "node_2", "node_3"):
         await store.renew_lease(node, 60_000)
     await store.report_subscribers("node_1", {"a": 1, "b": 10}, 60_000)
@@ -55,14 +55,14 @@ async def test_watchers_are_the_sum_over_the_other_nodes(store):
     assert await store.subscribers([], beside="node_1") == {}
 
 
-async def test_only_changes_of_the_watchers_are_told(store):
+async def test_only_changes_of_the_subscribers_are_told(store):
     await store.renew_lease("node_1", 60_000)
     await store.report_subscribers("node_1", {"a": 1, "b": 1}, 60_000)
     await store.report_subscribers("node_1", {"b": 0, "c": 3}, 60_000)
     assert await store.subscribers(["a", "b", "c"], beside="") == {"a": 1, "b": 0, "c": 3}
 
 
-async def test_watchers_of_a_node_that_is_gone_do_not_count(store):
+async def test_subscribers_of_a_node_that_is_gone_do_not_count(store):
     for node, lease_ms in (("node_1", 60_000), ("node_2", 60_000), ("node_3", 50)):
         await store.renew_lease(node, lease_ms)
         await store.report_subscribers(node, {"a": 1}, lease_ms)
@@ -76,7 +76,7 @@ async def test_watchers_of_a_node_that_is_gone_do_not_count(store):
     assert await subscribers() == {"a": 0}
 
 
-async def test_watchers_hold_as_long_as_the_lease_is_renewed(store, valkey):
+async def test_subscribers_hold_as_long_as_the_lease_is_renewed(store, valkey):
     await store.renew_lease("node_1", 500)
     await store.report_subscribers("node_1", {"a": 1}, 500)
     await store.renew_lease("node_1", 60_000)
