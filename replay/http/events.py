@@ -69,7 +69,7 @@ class Events:
         return await self.answer(request, generation_id_of(request), read_events_query(request))
 
     async def answer(self, request: web.Request, generation_id: str, query: EventsQuery) -> web.StreamResponse:
-        """Answer with the events of a generation, in the form, from where and at the pace that ``query`` asks for."""
+        """Answer with the events of a generation, in the format, from where and at the pace that ``query`` asks for."""
         if query.format is None:
             return await self._page(await self._hub.open(generation_id), query)
         opening, resume = self._hub.open(generation_id), partial(self._resumption, query)
@@ -105,12 +105,12 @@ class Events:
 
 
 def _format(request: web.Request) -> Format | None:
-    """The form that is asked for; None is a page."""
-    form = request.query.get("format")
-    if form == "openai":
+    """The format that is asked for; None is a page."""
+    name = request.query.get("format")
+    if name == "openai":
         return CHUNKS  # whatever Accept says: the official SDK asks for JSON when it wants a stream
-    if form is not None:
-        raise InvalidRequest(f"format={form[:100]!r}: expected openai, or no format")
+    if name is not None:
+        raise InvalidRequest(f"format={name[:100]!r}: expected openai, or no format")
     return _FORMATS.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))
 
 

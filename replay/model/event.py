@@ -62,7 +62,7 @@ class Entry:
     WHOLE_DELTA = b"D"  # the chunk's own JSON; it has none
     FILLED_TOKEN = b"f"  # the new string and the other values that fill the form; visible text
     FILLED_DELTA = b"g"  # likewise, but not visible text of choice 0
-    FORM_TOKEN = b"F"  # where the chunk's holes are, a line feed and its own JSON; it has visible text for choice 0
+    FORM_TOKEN = b"F"  # where the chunk's blanks are, a line feed and its own JSON; it has visible text for choice 0
     FORM_DELTA = b"G"  # likewise, but it has none
     END = b"e"  # JSON: how it ended
     ACTIVITY = b"l"  # in the activity log: see `wire/activity.py`

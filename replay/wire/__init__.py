@@ -7,7 +7,7 @@ A token meets them in this order. In, from the upstream:
     recorder.py            Recorder: messages into entries, and the verdict on the stream
       chunk.py, noise.py   one chunk out of a message's data, and what is none
       dialect.py           Dialect: what has to be known of how a family of upstreams says things; `dialects.py` has all
-        chat_dialect.py    chat completions; `chat.py` and `tool_calls.py` read what servers make of them
+        chat_dialect.py    chat completions; `chat.py` and `tool_calls.py` normalize what servers make of them
         responses_dialect.py   OpenAI's Responses API
       openai.py            Template: chunks that differ in one string; forms.py, filling.py: in several values
       failures.py          how upstreams say that they have failed; refusals.py: of their HTTP errors
@@ -22,7 +22,7 @@ Out, to readers:
     activity.py            the activity log
     multiplexing.py        several generations in one stream
     framing.py             Framing: how blocks stand on a connection
-    reading.py, folding.py what chunks say as plain chat, and the transcript of a log
+    normalizing.py, folding.py  what chunks say as plain chat, and the transcript of a log
     completions.py         a whole completion of a log
 
 And requests:

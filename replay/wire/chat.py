@@ -3,7 +3,7 @@
 The text may stand in a list of parts, in `message`, or where legacy completions have it; an index may be missing, null
 or a string. A chunk passes to its readers as it came. What it says is read here, once for the transcript, for the
 Responses API and for the text of a token: as a *plain* chunk, of which each choice has an integer as its index and an
-object as its delta, with strings as text, reasoning and finish reason, and with calls as `calls.py` has them.
+object as its delta, with strings as text, reasoning and finish reason, and with calls as `tool_calls.py` has them.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from collections.abc import Iterator
 from typing import Any
 
 from replay.wire import json
-from replay.wire.tool_calls import ToolCallReader
+from replay.wire.tool_calls import ToolCallNormalizer
 
 Object = dict[str, Any]
 
 _THOUGHTS = ("thinking", "reasoning", "reasoning_text")  # types of parts, and what they call their text
 
 
-class ChatReader:
-    """Reads the chunks of one stream, in their order, as plain ones."""
+class ChatNormalizer:
+    """Makes the chunks of one stream, in their order, plain ones."""
 
     __slots__ = ("_choices",)
 
     def __init__(self) -> None:
-        self._choices: dict[int, _ChoiceReader] = {}
+        self._choices: dict[int, _ChoiceNormalizer] = {}
 
-    def read(self, chunk: Object, *, spoken: bool = False) -> Object:
+    def normalize(self, chunk: Object, *, spoken: bool = False) -> Object:
         """A chunk as a plain one; ``spoken`` tells that chunks which were not read had text of choice 0."""
         choices = []
         for index, choice in numbered(chunk.get("choices")):
             if index not in self._choices:
-                self._choices[index] = _ChoiceReader()
-            delta = self._choices[index].read(choice, spoken=spoken and index == 0)
+                self._choices[index] = _ChoiceNormalizer()
+            delta = self._choices[index].normalize(choice, spoken=spoken and index == 0)
             plain = choice | {"index": index, "delta": delta, "finish_reason": reason_of(choice)}
             if not _ELSEWHERE.isdisjoint(choice):
                 plain = {key: value for key, value in plain.items() if key not in _ELSEWHERE}
@@ -44,16 +44,16 @@ class ChatReader:
 _ELSEWHERE = frozenset(("message", "text"))  # where a choice may say something
 
 
-class _ChoiceReader:
-    """Reads the deltas of one choice."""
+class _ChoiceNormalizer:
+    """Makes the deltas of one choice plain ones."""
 
     __slots__ = ("_calls", "_said")
 
     def __init__(self) -> None:
-        self._calls = ToolCallReader()
+        self._calls = ToolCallNormalizer()
         self._said: set[str] = set()  # what deltas have had something of
 
-    def read(self, choice: Object, *, spoken: bool) -> Object:
+    def normalize(self, choice: Object, *, spoken: bool) -> Object:
         delta = plain_delta(choice)
         if spoken:
             self._said.add("content")
@@ -63,7 +63,7 @@ class _ChoiceReader:
         else:
             self._said.update([key for key, value in delta.items() if value])
         if "tool_calls" in delta:
-            delta = delta | {"tool_calls": self._calls.read(delta["tool_calls"]) or None}
+            delta = delta | {"tool_calls": self._calls.normalize(delta["tool_calls"]) or None}
         return delta
 
 

@@ -1,4 +1,4 @@
-"""A log as readers see it: the same events in three forms, each of which stands alone.
+"""A log as readers see it: the same events in several formats, each of which stands alone.
 
 A `Format` turns a stretch of a log into bytes for every reader alike, so it is done once however many
 read. What belongs to one connection only (`live`, `reset`, `snapshot`) is a `Format.notice`.
@@ -261,7 +261,7 @@ def no_notice(name: str, data: dict[str, Any], event_id: str | None = None) -> b
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Format:
-    """One form of a log on the wire."""
+    """How a log stands on the wire."""
 
     content_type: str
     encode: Callable[[Recording, int, int], bytes]  # the events from a seq to before another

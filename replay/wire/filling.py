@@ -132,12 +132,12 @@ class _Value(NamedTuple):
 class Forms:
     """Finds forms among the whole chunks of one stream."""
 
-    __slots__ = ("_before", "_holes", "_in_a_row", "_number", "_redaction")
+    __slots__ = ("_before", "_blanks", "_in_a_row", "_number", "_redaction")
 
     def __init__(self, redaction: Redaction) -> None:
         self._redaction = redaction
         self._before = b""  # the last whole chunk
-        self._holes: frozenset[int] = frozenset()  # which of its values are blanks
+        self._blanks: frozenset[int] = frozenset()  # which of its values are blanks
         self._number = 0  # which chunk of the stream that was
         self._in_a_row = 0  # how many whole chunks there were without any other between them
 
@@ -148,9 +148,9 @@ class Forms:
         """
         self._in_a_row = self._in_a_row + 1 if number == self._number + 1 else 1
         worthwhile = self._in_a_row <= _TRIES or self._in_a_row % _SELDOM == 0
-        form = _form(raw, chunk, self._before, self._holes, self._redaction) if worthwhile else None
+        form = _form(raw, chunk, self._before, self._blanks, self._redaction) if worthwhile else None
         self._before, self._number = raw, number
-        self._holes = form[1].blanks if form is not None else frozenset()
+        self._blanks = form[1].blanks if form is not None else frozenset()
         return form
 
 

@@ -6,8 +6,8 @@ from replay.model.event import FILLED, WHOLES, Entry
 from replay.model.transcript import Transcript
 from replay.wire import json
 from replay.wire.events import Recording
+from replay.wire.normalizing import Normalizer
 from replay.wire.openai import chunk_of, whole_chunk
-from replay.wire.reading import Reader
 
 _TEXT_ALONE = frozenset((Entry.TOKEN[0], Entry.DELTA[0]))
 
@@ -22,10 +22,10 @@ def fold(recording: Recording, stop: int | None = None) -> Transcript:
 class Folding:
     """A transcript that grows with its log."""
 
-    __slots__ = ("_reader", "stop", "transcript")
+    __slots__ = ("_normalizer", "stop", "transcript")
 
     def __init__(self) -> None:
-        self._reader = Reader()
+        self._normalizer = Normalizer()
         self.transcript = Transcript()
         self.stop = 0  # the events before it are in the transcript
 
@@ -58,6 +58,6 @@ class Folding:
             run.clear()
 
     def _add(self, raw: bytes) -> None:
-        chunk = self._reader.read(json.loads(raw))
+        chunk = self._normalizer.normalize(json.loads(raw))
         if chunk is not None:
             self.transcript.add(chunk)

@@ -35,7 +35,7 @@ ITSELF, TEXT, MORE, AS_MUCH, OWN = (bytes((byte,)) for byte in range(1, 6))
 MOST_BLANKS = 16
 
 _STEP = re.compile(rb"([\x01-\x05])")
-_HOLE = re.compile(rb"(\d+)-(\d+)(\+?)")
+_BLANK = re.compile(rb"(\d+)-(\d+)(\+?)")
 # They stand for what fills the blanks where JSON is made of a form: a string's inside, or a number of 64 bits.
 _PROBE = b"%d" % (10**14 + secrets.randbelow(9 * 10**14))
 PROBES = tuple(b"%b%02d" % (_PROBE, number) for number in range(MOST_BLANKS))
@@ -148,7 +148,7 @@ def form_payload(blanks: Sequence[Blank], raw: bytes) -> bytes:
 def form_of(payload: bytes) -> Form:
     """A stored form."""
     head, _, raw = payload.partition(b"\n")
-    blanks = [Blank(int(start), int(end), bool(grows)) for start, end, grows in _HOLE.findall(head)]
+    blanks = [Blank(int(start), int(end), bool(grows)) for start, end, grows in _BLANK.findall(head)]
     order = sorted(range(len(blanks)), key=lambda blank: blanks[blank].start)
     edges = [0, *(edge for blank in order for edge in blanks[blank][:2]), len(raw)]
     return Form(

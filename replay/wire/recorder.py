@@ -16,8 +16,8 @@ from replay.wire.dialects import dialect_of
 from replay.wire.failures import error_in_words, is_failure, reason_error, upstream_error
 from replay.wire.filling import Filler, Forms
 from replay.wire.noise import is_end_mark, is_heartbeat, unwrapped
+from replay.wire.normalizing import Normalizer
 from replay.wire.openai import Template, template_of
-from replay.wire.reading import Reader
 from replay.wire.sse import Message
 
 
@@ -38,8 +38,8 @@ class Recorder:
         "_failed",
         "_finished",
         "_forms",
+        "_normalizer",
         "_protocol",
-        "_reader",
         "_redaction",
         "_spoken",
         "_started",
@@ -56,7 +56,7 @@ class Recorder:
         self._redaction = redaction
         self._template: Template | Filler | None = None
         self._forms = Forms(redaction)
-        self._reader = Reader()
+        self._normalizer = Normalizer()
         self._counted: bytes | dict[str, Any] | None = None  # the last usage, or the chunk that has it
         self._started: set[int] = set()
         self._finished: dict[int, str] = {}
@@ -113,7 +113,7 @@ class Recorder:
             return None
         self._protocol = self._protocol or dialect.is_of_protocol(chunk)
         self.done = self.done or dialect.is_last(chunk)
-        plain = self._reader.read(chunk, spoken=self._spoken)
+        plain = self._normalizer.normalize(chunk, spoken=self._spoken)
         # What nobody has asked for in its dialect is no answer, although readers understand it.
         self._judge(chunk if dialect is CHAT else plain or {})
         return self._keep_whole(raw, chunk, plain)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from replay.wire.chat import ChatReader
+from replay.wire.chat import ChatNormalizer
 from replay.wire.repeated import repeated
 from replay.wire.response_outcome import LAST, outcome_of
 from replay.wire.response_output import (
@@ -209,7 +209,7 @@ class _FromChunks:
     def __init__(self, queued: Object, names: Names | None) -> None:
         self._response = {**queued}
         self._output = Output(queued["id"], names)
-        self._reader = ChatReader()
+        self._normalizer = ChatNormalizer()
         self._finish_reason: Any = None
 
     @property
@@ -222,7 +222,7 @@ class _FromChunks:
         events = self._begin()
         if isinstance(chunk.get("usage"), dict):
             self._response["usage"] = usage_of(chunk["usage"])
-        for choice in self._reader.read(chunk)["choices"]:
+        for choice in self._normalizer.normalize(chunk)["choices"]:
             if choice["index"] == 0:
                 self._finish_reason = choice.get("finish_reason") or self._finish_reason
                 events += self._output.add(choice)

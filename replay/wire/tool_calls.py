@@ -2,7 +2,7 @@
 
 OpenAI numbers the calls, and sends the id and the name of one with its first fragment. Others leave the index out, or
 give all calls one; repeat id and name with every fragment, or send another id with each; leave the id empty; send the
-arguments as an object. What is read here is as OpenAI sends it: the index of a fragment is that of its call,
+arguments as an object. What comes out here is as OpenAI sends it: the index of a fragment is that of its call,
 the id comes once, and what the model wrote is a string.
 """
 
@@ -19,8 +19,8 @@ _INPUT = {"function": "arguments", "custom": "input"}  # where a call of a kind 
 _MARK = re.compile(r'\\(?:.|\Z)|["{}\[\]]', re.DOTALL)  # what tells where a JSON text ends
 
 
-class ToolCallReader:
-    """Reads the fragments of one message's calls, in their order."""
+class ToolCallNormalizer:
+    """Makes the fragments of one message's calls, in their order, what OpenAI sends."""
 
     __slots__ = ("_count", "_known", "_latest")
 
@@ -29,14 +29,16 @@ class ToolCallReader:
         self._known: dict[tuple[Any, Any], _Call] = {}  # by index and id; under None as index by the id alone
         self._latest: dict[Any, _Call] = {}  # by index; under None the one that was told of last
 
-    def read(self, fragments: Any) -> list[Object]:
+    def normalize(self, fragments: Any) -> list[Object]:
         """Fragments as OpenAI sends them; what says nothing of a call is left out."""
         fragments = fragments if isinstance(fragments, list) else [fragments]
         return [
-            self._read(_marks(each), each) for each in fragments if isinstance(each, dict) and _says_something(each)
+            self._normalize(_marks(each), each)
+            for each in fragments
+            if isinstance(each, dict) and _says_something(each)
         ]
 
-    def _read(self, marks: _Marks, fragment: Object) -> Object:
+    def _normalize(self, marks: _Marks, fragment: Object) -> Object:
         call = self._call(marks)
         read = {key: value for key, value in fragment.items() if key not in _MARKED and value not in (None, "")}
         if call.id is None and marks.id is not None:

@@ -11,7 +11,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 
 from replay.model.transcript import Transcript
-from replay.wire.reading import Reader
+from replay.wire.normalizing import Normalizer
 from replay.wire.responses import Responses
 
 ID = "gen_unit"
@@ -82,8 +82,8 @@ def message_of(chunks: list[Any]) -> dict[str, Any]:
 
 def transcript_of(chunks: list[Any]) -> Transcript:
     """All that chunks, or events, have said."""
-    transcript, reader = Transcript(), Reader()
-    for said in map(reader.read, chunks):
+    transcript, normalizer = Transcript(), Normalizer()
+    for said in map(normalizer.normalize, chunks):
         if said is not None:
             transcript.add(said)
     return transcript

@@ -26,9 +26,9 @@ from replay.wire.events import NDJSON, SSE, Format, Recording
 from replay.wire.folding import Folding, fold
 from replay.wire.framing import UNTIL_CLOSE
 from replay.wire.json import loads, mended
+from replay.wire.normalizing import Normalizer
 from replay.wire.openai import chunk_of
 from replay.wire.openai_formats import CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS
-from replay.wire.reading import Reader
 from replay.wire.recorder import Recorder
 from replay.wire.responses_dialect import RESPONSES as RESPONSES_DIALECT
 from replay.wire.responses_format import RESPONSES
@@ -452,8 +452,8 @@ def test_transcript_is_the_same_where_something_else_grows(beside):
         "as the id": [chunk({"id": so_far[1:]}, content=piece) for piece, so_far in pairs],
         "as an item's id": [dump(event | {"item_id": so_far, "delta": piece}, "raw") for piece, so_far in pairs],
     }[beside]
-    log, transcript, reader = record(stream), Transcript(), Reader()
-    for said in map(reader.read, map(json.loads, stream)):
+    log, transcript, normalizer = record(stream), Transcript(), Normalizer()
+    for said in map(normalizer.normalize, map(json.loads, stream)):
         assert said is not None
         transcript.add(said)
     # then

@@ -15,7 +15,7 @@ from support.samples import SAMPLES
 from replay.model.transcript import Transcript
 from replay.wire.events import Recording
 from replay.wire.folding import fold
-from replay.wire.reading import Reader
+from replay.wire.normalizing import Normalizer
 
 
 def naive(chunks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def added(*deltas: dict[str, Any]) -> Transcript:
 
 def read(chunks: Iterable[dict[str, Any]]) -> Transcript:
     """The transcript of these chunks, each added by itself."""
-    transcript, reader = Transcript(), Reader()
+    transcript, normalizer = Transcript(), Normalizer()
     for chunk in chunks:
-        said = reader.read(chunk)
+        said = normalizer.normalize(chunk)
         if said is not None:
             transcript.add(said)
     return transcript

@@ -15,15 +15,15 @@ from support.samples import SHAPES
 from replay.model.transcript import Transcript
 from replay.wire.events import Recording, event_objects
 from replay.wire.folding import Folding, fold
+from replay.wire.normalizing import Normalizer
 from replay.wire.openai import chunk_of
-from replay.wire.reading import Reader
 from replay.wire.responses import Responses
 
 
 def read(chunks: Iterable[Any]) -> Transcript:
     """The transcript of these chunks, each added by itself."""
-    transcript, reader = Transcript(), Reader()
-    for said in map(reader.read, chunks):
+    transcript, normalizer = Transcript(), Normalizer()
+    for said in map(normalizer.normalize, chunks):
         if said is not None:
             transcript.add(said)
     return transcript
