@@ -37,7 +37,7 @@ class ActivityEvents:
             raise InvalidRequest(f"progress={progress[:100]!r}: expected 0 or 1")
         lines = negotiation.accepted(request, (_STREAM, _LINES)) == _LINES
         format = ACTIVITY_LINES if lines else ACTIVITY_WITH_PROGRESS if progress == "1" else ACTIVITY_EVENTS
-        return await self._resuming.follow(request, format, self._activity.open(), partial(_resumption, cursor))
+        return await self._resuming.follow(request, format, self._activity.open, partial(_resumption, cursor))
 
 
 async def _resumption(cursor: EventId | str | None, feed: Feed) -> Resumption:

@@ -72,8 +72,8 @@ class Events:
         """Answer with the events of a generation, in the format, from where and at the pace that ``query`` asks for."""
         if query.format is None:
             return await self._page(await self._hub.open(generation_id), query)
-        opening, resume = self._hub.open(generation_id), partial(self._resumption, query)
-        return await self._resuming.follow(request, query.format, opening, resume, pace=query.pace)
+        open_feed, resume = partial(self._hub.open, generation_id), partial(self._resumption, query)
+        return await self._resuming.follow(request, query.format, open_feed, resume, pace=query.pace)
 
     async def _resumption(self, query: EventsQuery, feed: Feed) -> Resumption:
         """Where in the feed the query goes on, and what comes before that."""
@@ -90,8 +90,8 @@ class Events:
     async def _page(self, feed: Feed, query: EventsQuery) -> web.Response:
         resumption = await self._resumption(query, feed)
         log = feed.log
-        stop = min(resumption.start + query.limit, len(log))
-        events = event_objects(feed.recording, resumption.start, stop)
+        stop = min(resumption.next_seq + query.limit, len(log))
+        events = event_objects(feed.recording, resumption.next_seq, stop)
         complete = log.complete and stop == len(log)
         following = None if complete else str(log.event_id(stop - 1)) if stop else FROM_START
         reset = b"".join(b',"reset":' + json.dumps({"type": name, **data}) for name, data, _ in resumption.notices)

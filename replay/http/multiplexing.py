@@ -105,4 +105,4 @@ def _generation_ids(request: web.Request) -> list[str]:
 
 
 def _goes_on(start: TrackStart) -> bool:
-    return start.feed is not None and not (start.feed.log.complete and start.start >= len(start.feed.log))
+    return start.feed is not None and not (start.feed.log.complete and start.next_seq >= len(start.feed.log))

@@ -136,9 +136,11 @@ class ResponseCalls:
         resumption = (0, b"") if after < 0 else feed.recording.view(ResponseView).after(after)
         if resumption is None and not feed.log.complete:
             raise InvalidRequest(f"starting_after={after}: expected the sequence_number of an event of this response")
-        start, opening = resumption or (len(feed.log), b"")
+        next_seq, with_head = resumption or (len(feed.log), b"")
         headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request[REQUEST_ID]}
-        return service.streaming.stream(request, feed, RESPONSES, start=start, opening=opening, headers=headers)
+        return service.streaming.stream(
+            request, feed, RESPONSES, next_seq=next_seq, with_head=with_head, headers=headers
+        )
 
     def _answer(self, feed: Feed) -> web.Response:
         answer = answer_json(_response(feed), feed)

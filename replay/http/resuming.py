@@ -37,7 +37,7 @@ class Notice(NamedTuple):
 class Resumption:
     """Where in a log a reader goes on, and what comes before that."""
 
-    start: int  # the seq of the next event
+    next_seq: int
     notices: tuple[Notice, ...] = ()
 
 
@@ -71,16 +71,16 @@ class Resuming:
         self,
         request: web.Request,
         format: Format,
-        opening: Awaitable[Feed],
+        open_feed: Callable[[], Awaitable[Feed]],
         resume: Callable[[Feed], Awaitable[Resumption]],
         *,
         pace: Pace | None = None,
         headers: Callable[[Feed], Mapping[str, str]] | None = None,
     ) -> web.StreamResponse:
-        """Answer with the rest of one feed: ``opening`` opens it, and ``resume`` finds where the reader goes on."""
+        """Answer with the rest of one feed: ``open_feed`` opens it, and ``resume`` finds where the reader goes on."""
 
         async def resumed() -> Resumed:
-            feed = await opening
+            feed = await open_feed()
             resumption = await resume(feed)
 
             def stream() -> web.StreamResponse:
@@ -89,13 +89,13 @@ class Resuming:
                     request,
                     feed,
                     format,
-                    start=resumption.start,
+                    next_seq=resumption.next_seq,
                     preface=preface,
                     pace=pace or Pace(),
                     headers=None if headers is None else headers(feed),
                 )
 
-            return Resumed((feed,), feed.log.complete and resumption.start >= len(feed.log), stream)
+            return Resumed((feed,), feed.log.complete and resumption.next_seq >= len(feed.log), stream)
 
         return await self.answer(request, format, resumed())
 

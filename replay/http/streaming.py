@@ -42,15 +42,15 @@ class Streaming:
         feed: Feed,
         format: Format,
         *,
-        start: int = 0,
-        opening: bytes = b"",
+        next_seq: int = 0,
+        with_head: bytes = b"",
         preface: bytes = b"",
         pace: Pace = _PACE,
         headers: Mapping[str, str] | None = None,
     ) -> web.StreamResponse:
-        """Make a subscriber of the request, which gets the events from the seq ``start`` on, then live.
+        """Make a subscriber of the request, which gets the events from ``next_seq`` on, then live.
 
-        ``opening`` is written at once, ``preface`` goes into the first block that carries data.
+        ``with_head`` is written at once, ``preface`` goes into the first block that carries data.
         """
         settings = self._settings
         whose = {} if feed.generation_id == ACTIVITY_LOG else names_of(feed.start)
@@ -61,9 +61,9 @@ class Streaming:
         retry = b"retry: %d\n" % settings.retry_ms if format.event_source else b""
         delivery = Delivery(
             encoding=encoding,
-            head=head(request, fields) + (encoding.framed(opening) if opening else b""),
+            head=head(request, fields) + (encoding.framed(with_head) if with_head else b""),
             preface=retry + preface,
-            start=start,
+            next_seq=next_seq,
             pace=pace,
             buffer_bytes=settings.write_buffer_bytes,
             deadline_s=settings.write_deadline_s,

@@ -94,8 +94,8 @@ class TokenStream:
         if feed.unanswered:
             return await service.failure(feed, alone=started.alone)
         # A reader that is cut before its first token has to know where it was all the same.
-        opening = b"" if _has_token(feed) else _cursor_alone(feed, service.settings.retry_ms)
-        return service.streaming.stream(request, feed, TOKENS, opening=opening, headers=_headers(request, feed))
+        with_head = b"" if _has_token(feed) else _cursor_alone(feed, service.settings.retry_ms)
+        return service.streaming.stream(request, feed, TOKENS, with_head=with_head, headers=_headers(request, feed))
 
     async def _first_token(self, feed: Feed) -> None:
         """Wait for the first token or the end, but not so long that a client or a proxy gives up."""
@@ -116,8 +116,8 @@ class TokenStream:
         async def resume(feed: Feed) -> Resumption:
             return after_event(feed, event_id, known=await service.hub.find(feed, event_id), asked=cursor)
 
-        headers = partial(_headers, request)
-        return await self._resuming.follow(request, TOKENS, service.hub.open(generation_id), resume, headers=headers)
+        open_feed, headers = partial(service.hub.open, generation_id), partial(_headers, request)
+        return await self._resuming.follow(request, TOKENS, open_feed, resume, headers=headers)
 
 
 def _headers(request: web.Request, feed: Feed) -> dict[str, str]:

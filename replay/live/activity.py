@@ -33,7 +33,7 @@ class Activity:
         self._writer = ActivityWriter(store)
         self._follower: Follower | None = None
         self._log = TrimmedLog(KEPT)  # what the follower's feed has
-        self._opening: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._missed = False  # deletions may not have been heard, or in vain
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class Activity:
 
     def forget(self, generation_id: str) -> None:
         """Forget what happened to a generation that was deleted somewhere, and tell whoever follows."""
-        self._missed |= self._is_opening  # it may have been read a moment ago
+        self._missed |= self._is_loading  # it may have been read a moment ago
         feed = self._follower.feed if self._follower is not None else None
         if feed is not None and self._log.erase(wire.mark_of(generation_id)):
             feed.forget_segments()
@@ -108,17 +108,17 @@ class Activity:
         """
         while True:
             if self._follower is None or self._follower.feed.invalid:
-                if not self._is_opening:
-                    self._opening = asyncio.create_task(self._open(), name="open the activity")
-                assert self._opening is not None, "just begun"
-                await asyncio.shield(self._opening)
+                if not self._is_loading:
+                    self._loading = asyncio.create_task(self._open(), name="open the activity")
+                assert self._loading is not None, "just begun"
+                await asyncio.shield(self._loading)
             feed = await self._bring_up_to_date()
             if not feed.invalid:
                 return feed
 
     @property
-    def _is_opening(self) -> bool:
-        return self._opening is not None and not self._opening.done()
+    def _is_loading(self) -> bool:
+        return self._loading is not None and not self._loading.done()
 
     async def _open(self) -> None:
         if self._follower is not None:
@@ -192,8 +192,8 @@ class Activity:
     async def stop(self) -> None:
         """Write what is left, and follow no more."""
         await self._writer.stop()
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
         if self._follower is not None:
             await self._follower.stop()

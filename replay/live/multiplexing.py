@@ -25,7 +25,7 @@ class TrackStart:
     """Where a track begins."""
 
     feed: Feed | None  # None: it does not exist any more
-    start: int = 0  # the seq of the next event
+    next_seq: int = 0
     first: Callable[[], bytes] | None = None  # makes a block that comes before all events
     snapshot: Callable[[], bytes] | None = None  # makes the block that comes before this track's; moves the cursor
 
@@ -40,7 +40,7 @@ class Track:
         self.feed = feed
         self._stream = multiplexed
         self._index = index  # in the cursor
-        self._next = start.start
+        self._next = start.next_seq
         self._snapshot = start.snapshot  # until it is written: there is none in memory for who does not read
         self._told_live = False
 

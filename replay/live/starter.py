@@ -41,7 +41,7 @@ class _ClaimOver(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Opening:
+class _NewLog:
     """What a log is created with."""
 
     start: Start
@@ -203,14 +203,14 @@ class Starter:
             **found_by,
         )
         call, kept_request = await offload(start_request.size, lambda: self._written(start_request, request))
-        opening = _Opening(start, kept_request)
+        new_log = _NewLog(start, kept_request)
         feed = Feed(generation_id)
         events = number([encode_start(start)], after=None, now_ms=now_ms())
         try:
-            await self._append_start(feed, events, opening)
+            await self._append_start(feed, events, new_log)
         except StoreUnavailable:
             # The log may be there all the same, and its producer would never come.
-            work = self._settle_start(feed, events, opening, call)
+            work = self._settle_start(feed, events, new_log, call)
             self._tasks.run(work, name=f"settle {generation_id}")
             raise
         self._producers.produce(feed, call)
@@ -248,15 +248,15 @@ class Starter:
         raw = json.dumps(public) if start_request.keep_request else b""
         return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""
 
-    async def _append_start(self, feed: Feed, events: list[Event], opening: _Opening) -> None:
+    async def _append_start(self, feed: Feed, events: list[Event], new_log: _NewLog) -> None:
         """Create the log; raises GenerationExists when somebody was faster, and _ClaimOver."""
-        start = opening.start
+        start = new_log.start
         refused = await self._store.create(
             feed.generation_id,
             events,
             node=self._node,
             ttl_ms=start.ttl_ms,
-            request=opening.request,
+            request=new_log.request,
             claim=start.claim,
         )
         if refused is not None:
@@ -266,7 +266,7 @@ class Starter:
             raise GenerationExists(f"generation {feed.generation_id!r} exists")
         feed.extend(events)
 
-    async def _settle_start(self, feed: Feed, events: list[Event], opening: _Opening, call: Call) -> None:
+    async def _settle_start(self, feed: Feed, events: list[Event], new_log: _NewLog, call: Call) -> None:
         """Bring a start to an end that was not confirmed in time, as soon as Valkey answers.
 
         Its caller was told that it failed. With an Idempotency-Key the next try attaches to it, so it is produced;
@@ -274,11 +274,11 @@ class Starter:
         """
         while True:
             try:
-                if opening.start.idempotency is not None:
-                    await self._append_start(feed, events, opening)
+                if new_log.start.idempotency is not None:
+                    await self._append_start(feed, events, new_log)
                     self._producers.produce(feed, call)
                 else:
-                    await self._take_back(opening.start, events)
+                    await self._take_back(new_log.start, events)
             except StoreUnavailable:
                 await asyncio.sleep(0.25)
             except (GenerationExists, _ClaimOver):

@@ -46,7 +46,7 @@ class Delivery:
     encoding: Encoding
     head: bytes  # the response's status line and headers
     preface: bytes  # goes into the first block that carries data: `retry:`, and a `reset` or a `snapshot`
-    start: int  # the seq of the first event
+    next_seq: int  # of the first event that is sent
     pace: Pace
     buffer_bytes: int
     deadline_s: float
@@ -79,7 +79,7 @@ class Subscriber(StreamConnection):
         self.encoding = delivery.encoding
         self._feed = feed
         self._on_gone = on_gone
-        self._next = self._start = delivery.start  # the seq of the next event to write
+        self._next = self._start = delivery.next_seq  # the seq of the next event to write
         self._recorded = len(feed.log)  # what comes after these is live, and not paced
         self._preface = delivery.preface
         self._pace = delivery.pace

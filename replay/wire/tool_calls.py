@@ -106,13 +106,13 @@ def _key(value: Any) -> int | str | None:
 class _Call:
     """One call: what tells whether a fragment goes on with it."""
 
-    __slots__ = ("_depth", "_escapes", "_is_quoted", "_name", "_opening", "id", "index")
+    __slots__ = ("_depth", "_escapes", "_first_character", "_is_quoted", "_name", "id", "index")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.id: int | str | None = None
         self._name = ""
-        self._opening = ""  # the first character of what the model has written for it
+        self._first_character = ""  # of what the model has written for it
         # Where in its JSON that stands: in how many objects and lists, and whether in a string.
         self._depth, self._is_quoted, self._escapes = 0, False, ""
 
@@ -123,10 +123,10 @@ class _Call:
         if marks.id is not None and self.id is not None:
             return marks.id != self.id
         if self._name and marks.name != self._name:  # a name may come in pieces too, but not after arguments
-            return bool(self._opening) or marks.number is None
+            return bool(self._first_character) or marks.number is None
         # Without an index and an id that is all there is to tell; with one, what goes on after the end of an object.
-        goes_on = marks.number is not None and (self._opening, _opening(marks.written)) != ("{", "{")
-        return bool(_opening(marks.written)) and not goes_on and self._is_whole
+        goes_on = marks.number is not None and (self._first_character, _first_character(marks.written)) != ("{", "{")
+        return bool(_first_character(marks.written)) and not goes_on and self._is_whole
 
     def take(self, marks: _Marks, called: Any) -> Object:
         """What a fragment says of what is called, with strings."""
@@ -137,8 +137,8 @@ class _Call:
         if written is None:
             return said
         if not isinstance(written, str):  # it came whole
-            written = "" if self._opening else json.dumps(written).decode()
-        self._opening = self._opening or _opening(written)
+            written = "" if self._first_character else json.dumps(written).decode()
+        self._first_character = self._first_character or _first_character(written)
         self._go_on(written)
         return said | {_INPUT[marks.kind]: written}
 
@@ -155,10 +155,10 @@ class _Call:
     @property
     def _is_whole(self) -> bool:
         """Whether what was written for it is a whole JSON text."""
-        return bool(self._opening) and self._depth <= 0 and not self._is_quoted
+        return bool(self._first_character) and self._depth <= 0 and not self._is_quoted
 
 
-def _opening(written: Any) -> str:
+def _first_character(written: Any) -> str:
     """The first character of what was written; empty where nothing was."""
     if not isinstance(written, str):
         return "" if written is None else json.dumps(written).decode()[:1]

@@ -102,7 +102,7 @@ async def test_reset_has_no_id_and_is_written_together_with_the_block_behind_it(
         encoding=Encoding(format, UNTIL_CLOSE),
         head=b"head",
         preface=reset,
-        start=0,
+        next_seq=0,
         pace=Pace(),
         buffer_bytes=1 << 16,
         deadline_s=1.0,
