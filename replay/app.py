@@ -62,7 +62,7 @@ from replay.upstream.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_PATIENCE_S = 10.0  # a Valkey that starts beside the node takes a moment
+_CONNECT_TIMEOUT_S = 10.0  # a Valkey that starts beside the node takes a moment
 _REPAIRED_WITHIN_S = 7.0  # a producer compares a silent log every five, and then puts back what Valkey has lost of it
 _BACKLOG = 4096  # a whole room of readers may come back at once; the kernel may allow less
 
@@ -112,7 +112,7 @@ class App:
             parts.push_async_callback(embedded.stop)
             url = embedded.url
         self._store = ValkeyStore(url, timeout_s=settings.store_timeout_s, key_prefix=settings.key_prefix)
-        await self._store.start(_CONNECT_PATIENCE_S)
+        await self._store.start(_CONNECT_TIMEOUT_S)
         parts.push_async_callback(self._store.stop)
         if settings.valkey_url is not None:
             await rehearse(self._store)
@@ -122,10 +122,10 @@ class App:
         settings, parts, store, node = self.settings, self._parts, self._store, self.name
         self._counters = counters = Counters()
         self._tasks = tasks = Tasks()
-        patience_s = max(2 * settings.lease_s, _REPAIRED_WITHIN_S)
-        self.hub = hub = Hub(store, cache_bytes=settings.cache_bytes, patience_s=patience_s)
+        lost_after_s = max(2 * settings.lease_s, _REPAIRED_WITHIN_S)
+        self.hub = hub = Hub(store, cache_bytes=settings.cache_bytes, lost_after_s=lost_after_s)
         parts.push_async_callback(hub.stop)
-        self._activity = activity = Activity(store, patience_s=patience_s)
+        self._activity = activity = Activity(store, lost_after_s=lost_after_s)
         activity.start()
         parts.push_async_callback(activity.stop)
         reporter = ActivityReporter(store, activity, tasks)

@@ -18,7 +18,7 @@ Print what a shell needs to complete commands, flags and the ids of generations.
   zsh    echo 'eval "$(replay completion zsh)"' >> ~/.zshrc    (below the line with `compinit`)
   fish   replay completion fish > ~/.config/fish/completions/replay.fish
 """
-_PATIENCE_S = 1.0  # somebody waits in the middle of a line
+_TIMEOUT_S = 1.0  # somebody waits in the middle of a line
 _MOST_IDS = 100
 
 
@@ -58,7 +58,7 @@ def add_id(parser: argparse.ArgumentParser, **options: Any) -> None:
 def _newest(parsed_args: argparse.Namespace, **_: Any) -> dict[str, str]:
     """The newest generations by their ids, each with a description; none where the service does not answer at once."""
     try:
-        with Client(parsed_args.url, timeout=_PATIENCE_S, retry_for=0.0) as client:
+        with Client(parsed_args.url, timeout=_TIMEOUT_S, retry_for=0.0) as client:
             return {each.id: f"{each.status}, {each.model}" for each in client.list(limit=_MOST_IDS)}
     except ReplayError:
         return {}

@@ -63,13 +63,13 @@ class Completions:
         stream = take_flag(body, "stream")
         format = COMPLETIONS if wants_usage(body) else COMPLETIONS_BARE
         start_request = start_request_of(request, body, options, service.settings, api=api)
-        started = await service.starter.start(replace(start_request, whole=not stream))
+        started = await service.starter.start(replace(start_request, unstreamed=not stream))
         return started, format if stream else None
 
     async def _answer(self, request: web.Request, started: Started, format: Format | None) -> web.StreamResponse:
         service, feed = self._service, started.feed
         if format is None:
-            feed = await service.whole(feed)
+            feed = await service.whole_answer(feed)
             if feed.completed:
                 return answer_json(assembled(feed), feed)
             return await service.failure(feed, alone=started.alone)

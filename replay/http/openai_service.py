@@ -78,7 +78,7 @@ class OpenAIService:
         return response
 
     @property
-    def patience_s(self) -> float:
+    def head_wait_s(self) -> float:
         """The least that a stream waits for something to show before it is answered with its head."""
         return min(self.settings.keepalive_s, self.settings.head_patience_s)
 
@@ -86,9 +86,9 @@ class OpenAIService:
         """Whether it ended before any call that was led to it can have been answered with its id."""
         lasted_ms = feed.log.times[-1] - feed.log.times[0]
         background = (feed.start.response or {}).get("background")
-        return not background and lasted_ms < self.patience_s * 1000
+        return not background and lasted_ms < self.head_wait_s * 1000
 
-    async def whole(self, feed: Feed) -> Feed:
+    async def whole_answer(self, feed: Feed) -> Feed:
         """Wait for the end, however long it takes; the feed that has it."""
         while True:
             with feed.subscribed():

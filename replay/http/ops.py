@@ -19,7 +19,7 @@ from replay.live.producers import Producers
 from replay.store import EventStore
 from replay.wire import json
 
-_PATIENCE_S = 1.0  # a probe that waits longer than this has its answer
+_PROBE_TIMEOUT_S = 1.0  # a probe that waits longer has its answer
 
 
 class Ops:
@@ -53,10 +53,10 @@ class Ops:
         if self._producers.draining:
             raise Draining("this node is shutting down")
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 await self._store.probe()
         except TimeoutError:
-            raise StoreUnavailable(f"Valkey did not answer within {_PATIENCE_S:g} s") from None
+            raise StoreUnavailable(f"Valkey did not answer within {_PROBE_TIMEOUT_S:g} s") from None
         return _status("ready")
 
     async def metrics(self, request: web.Request) -> web.Response:

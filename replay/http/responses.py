@@ -71,7 +71,7 @@ class ResponseCalls:
             if stream:
                 await service.first_words(feed)
             else:
-                feed = await service.whole(feed)
+                feed = await service.whole_answer(feed)
             if feed.unanswered:
                 return await service.failure(feed, alone=started.alone)
         return self._stream(request, feed) if stream else self._answer(feed)
@@ -91,7 +91,7 @@ class ResponseCalls:
             start_request = replace(
                 start_request,
                 prepare=self._continued,
-                whole=not (stream or background),
+                unstreamed=not (stream or background),
                 ignored=tools.ignored or None,
                 namespaced=tools.namespaced or None,
             )

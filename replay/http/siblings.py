@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = ClientTimeout(total=1.0)  # a worker that is just being started again is left out
+_TIMEOUT = ClientTimeout(total=1.0)  # a worker that is just being started again is left out
 
 
 class Siblings:
@@ -59,7 +59,7 @@ class Siblings:
 
 async def _ask(path: Path) -> str | None:
     try:
-        async with ClientSession(connector=UnixConnector(str(path)), timeout=_PATIENCE) as session:
+        async with ClientSession(connector=UnixConnector(str(path)), timeout=_TIMEOUT) as session:
             return await (await session.get("http://worker/")).text()
     except (ClientError, OSError, TimeoutError) as error:
         logger.warning("a worker's metrics are missing", extra={"worker": path.stem, "reason": repr(error)})

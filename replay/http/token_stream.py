@@ -99,11 +99,11 @@ class TokenStream:
 
     async def _first_token(self, feed: Feed) -> None:
         """Wait for the first token or the end, but not so long that a client or a proxy gives up."""
-        patience_s = self._service.patience_s
+        head_wait_s = self._service.head_wait_s
         with contextlib.suppress(TimeoutError), feed.subscribed():
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(head_wait_s):
                 while not (_has_token(feed) or feed.log.complete or feed.invalid):
-                    await feed.wait_change(len(feed.log), patience_s)
+                    await feed.wait_change(len(feed.log), head_wait_s)
         self._service.check_open(feed)
 
     async def _resume(self, request: web.Request, cursor: str) -> web.StreamResponse:

@@ -27,9 +27,9 @@ _PAGE = 1000
 class Activity:
     """This node's part in it: writes what happens here, and follows what happens anywhere, once somebody asks."""
 
-    def __init__(self, store: EventStore, *, patience_s: float) -> None:
+    def __init__(self, store: EventStore, *, lost_after_s: float) -> None:
         self._store = store
-        self._patience_s = patience_s
+        self._lost_after_s = lost_after_s
         self._writer = ActivityWriter(store)
         self._follower: Follower | None = None
         self._log = TrimmedLog(KEPT)  # what the follower's feed has
@@ -73,8 +73,8 @@ class Activity:
 
         Whatever is reported of it from now on, on whichever node, is not written.
         """
-        grave = wire.deleted(start)
-        written = self._writer.write(max(now_ms(), ended_ms), grave, grave)
+        deletion = wire.deleted(start)
+        written = self._writer.write(max(now_ms(), ended_ms), deletion, deletion)
         try:
             async with asyncio.timeout(_WRITTEN_S):
                 stands = await asyncio.shield(written)
@@ -124,7 +124,7 @@ class Activity:
         if self._follower is not None:
             await self._follower.stop()
         log = TrimmedLog(KEPT)
-        follower = Follower(self._store, Feed(ACTIVITY_LOG, log), patience_s=self._patience_s)
+        follower = Follower(self._store, Feed(ACTIVITY_LOG, log), lost_after_s=self._lost_after_s)
         try:
             await follower.listen()
             await follower.catch_up()

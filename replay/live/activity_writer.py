@@ -36,7 +36,7 @@ class Report(NamedTuple):
 
     at_ms: int  # when it happened
     entry: bytes
-    grave: bytes  # the entry that says that the generation was deleted
+    deletion: bytes  # the entry that says that the generation was deleted
     written: asyncio.Future[bool]  # whether it stands, or would if the generation were not deleted
 
 
@@ -79,11 +79,11 @@ class ActivityWriter:
         self._trim_due = True
         self._writing: asyncio.Task[None] | None = None
 
-    def write(self, at_ms: int, entry: bytes, grave: bytes) -> asyncio.Future[bool]:
+    def write(self, at_ms: int, entry: bytes, deletion: bytes) -> asyncio.Future[bool]:
         """Have an entry written after everything that was reported before; the future is its `Report.written`."""
         report = self._waiting.get(entry)
         if report is None:
-            report = Report(at_ms, entry, grave, asyncio.get_running_loop().create_future())
+            report = Report(at_ms, entry, deletion, asyncio.get_running_loop().create_future())
             if len(self._waiting) >= _MOST_WAITING:
                 self._settle(next(iter(self._waiting.values())), written=False)
             self._waiting[entry] = report
@@ -136,7 +136,7 @@ class ActivityWriter:
         since = EventId(min(report.at_ms for report in batch) - 1, 0)
         while True:
             known = await self._know(since)
-            fresh = [report.entry for report in batch if not (known.has(report.entry) or known.has(report.grave))]
+            fresh = [report.entry for report in batch if not (known.has(report.entry) or known.has(report.deletion))]
             # An event never stands before what it reports happened, however wrong this node's clock is.
             events = number(fresh, after=known.last, now_ms=max(now_ms(), *(report.at_ms for report in batch)))
             # Nothing to append is a question, too: whether the log still is what is known of it.

@@ -25,10 +25,10 @@ _PAGE = 256  # events a read: larger pages hold up the other readers for longer,
 class Follower:
     """The Listener of one feed. `load` first; then the feed follows until `close`."""
 
-    def __init__(self, store: EventStore, feed: Feed, *, patience_s: float) -> None:
+    def __init__(self, store: EventStore, feed: Feed, *, lost_after_s: float) -> None:
         self.feed = feed
         self._store = store
-        self._patience_s = patience_s  # how long a log may be shorter than the feed before that is final
+        self._lost_after_s = lost_after_s  # how long a log may be shorter than the feed before that is final
         self._reading: asyncio.Task[None] | None = None
         self._again = False  # something was heard while reading
         self._quiet_since = asyncio.get_running_loop().time()
@@ -79,7 +79,7 @@ class Follower:
                     feed.invalidate()
                     break
                 try:
-                    self._apply(feed.log.whole(events))
+                    self._apply(feed.log.without_holes(events))
                 except Hole as hole:  # the log itself does not go on where the feed ends: it is another one
                     logger.warning("log was replaced", extra={"generation": feed.generation_id, "hole": str(hole)})
                     feed.invalidate()
@@ -155,7 +155,7 @@ class Follower:
             self._short_since = None
         elif self._short_since is None:
             self._short_since = now  # Valkey lost events; their producer is about to append them again
-        elif now - self._short_since > self._patience_s:
+        elif now - self._short_since > self._lost_after_s:
             logger.warning("log was lost with its producer", extra={"generation": feed.generation_id})
             feed.invalidate()
 

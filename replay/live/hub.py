@@ -34,10 +34,10 @@ class Hub:
     A generation produced here has a feed that its producer extends; any other has one with a follower.
     """
 
-    def __init__(self, store: EventStore, *, cache_bytes: int, patience_s: float) -> None:
+    def __init__(self, store: EventStore, *, cache_bytes: int, lost_after_s: float) -> None:
         self.connections: set[StreamConnection] = set()  # those that follow a feed, or several
         self._store = store
-        self._patience_s = patience_s
+        self._lost_after_s = lost_after_s
         self._feeds: dict[str, Feed] = {}  # all that are not in the cache
         self._memory = Memory()
         self._cache = Cache(cache_bytes, self._memory)
@@ -188,7 +188,7 @@ class Hub:
     async def _load_new(self, generation_id: str) -> Feed:
         """Read a log into a new feed, which follows it if it goes on."""
         feed = Feed(generation_id)
-        follower = Follower(self._store, feed, patience_s=self._patience_s)
+        follower = Follower(self._store, feed, lost_after_s=self._lost_after_s)
         try:
             await follower.load()
         except BaseException:
@@ -211,7 +211,7 @@ class Hub:
         if self._feeds.get(feed.generation_id) is feed:
             self._produced.discard(feed.generation_id)
             if not feed.log.complete:
-                self._followers[feed.generation_id] = Follower(self._store, feed, patience_s=self._patience_s)
+                self._followers[feed.generation_id] = Follower(self._store, feed, lost_after_s=self._lost_after_s)
 
     async def find(self, feed: Feed, event_id: EventId) -> bool:
         """Whether an id names an event of the feed's log; waits a moment where the log is being repaired."""

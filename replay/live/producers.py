@@ -164,8 +164,8 @@ class Producers:
 
     async def look(self) -> None:
         """Compare the logs of silent producers: a notification may have been missed."""
-        patience_s = _QUIET_S if self._store.hears else 1.0
-        quiet = [producer for producer in self._running.values() if producer.quiet_for_s > patience_s]
+        quiet_s = _QUIET_S if self._store.hears else 1.0
+        quiet = [producer for producer in self._running.values() if producer.quiet_for_s > quiet_s]
         for count, producer in enumerate(quiet, 1):
             if not producer.feed.log.complete:
                 producer.check()

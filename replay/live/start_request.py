@@ -22,7 +22,7 @@ class StartRequest:
     credentials: Mapping[str, str] | None = field(default=None, repr=False)  # the caller's own, for the upstream
     prepare: Prepare | None = None  # completes the request, when and where the log is created
     keep_request: bool = True
-    whole: bool = False  # its caller wants no stream
+    unstreamed: bool = False  # its caller wants no stream
     response: dict[str, Any] | None = None  # what a response repeats of its request
     # What a response tells of its tools where the upstream only knows chat completions; see `Start`.
     ignored: list[str] | None = None

@@ -127,19 +127,24 @@ class Starter:
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
-        attempt = Claim(start_request.generation_id or new_generation_id(), fingerprint, _new_token())
+        offer = Claim(start_request.generation_id or new_generation_id(), fingerprint, _new_token())
         while True:
-            claim = await self._store.claim(key_hash, attempt, ttl_ms=self._settings.idempotency_ttl_s * 1000)
+            claim = await self._store.claim(key_hash, offer, ttl_ms=self._settings.idempotency_ttl_s * 1000)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
-            started = await self._follow(start_request, key_hash, claim, new=claim == attempt)
+            started = await self._follow(start_request, key_hash, claim, new=claim == offer)
             if not started.feed.in_vain or started.created:
                 return started
             if self._hub.healing:
                 raise StoreUnavailable("Valkey has just come back, and it is not sure that this key has failed")
             # Whoever is first with the next attempt starts it, and the others are led there.
-            attempt = Claim(
-                new_generation_id(), fingerprint, _new_token(), claim.attempt + 1, claim.generation_id, claim.token
+            offer = Claim(
+                new_generation_id(),
+                fingerprint,
+                _new_token(),
+                claim.attempts_before + 1,
+                claim.generation_id,
+                claim.token,
             )
 
     async def _follow(self, start_request: StartRequest, key_hash: str, claim: Claim, *, new: bool) -> Started:
@@ -160,7 +165,7 @@ class Starter:
                     claim=claim.token,
                     after=claim.after,
                     fingerprint=claim.fingerprint,
-                    attempt=claim.attempt or None,
+                    attempt=claim.attempts_before or None,
                     previous=claim.previous,
                 )
             except GenerationExists:
@@ -243,7 +248,7 @@ class Starter:
             credentials=start_request.credentials,
             # OpenAI's clients try again by themselves.
             retries=self._settings.upstream_retries if start_request.api is None else 0,
-            whole=start_request.whole,
+            unstreamed=start_request.unstreamed,
         )
         raw = json.dumps(public) if start_request.keep_request else b""
         return call, raw if len(raw) <= self._settings.max_kept_request_bytes else b""

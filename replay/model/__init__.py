@@ -34,5 +34,5 @@ Glossary, one word for a thing:
                   say *feed*)
     lease         what says that a node is alive; a live generation whose node has none is an orphan
     claim         which generation a caller's key leads to
-    run           one start of a generation id; a run that is over is buried, so that its log is not put back
+    run           one start of a generation id; one that is over is buried: noted, so that its log is not put back
 """

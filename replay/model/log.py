@@ -49,8 +49,8 @@ class Log:
             self.entries.append(entry)
             self.size += len(entry) + EVENT_OVERHEAD
 
-    def whole(self, events: Sequence[Event]) -> Sequence[Event]:
-        """What the store has after the last event: all of a log is there, so a hole is an error."""
+    def without_holes(self, events: Sequence[Event]) -> Sequence[Event]:
+        """What the store has after the last event, as `extend` takes it: a hole is an error, so none is filled."""
         return events
 
     @property

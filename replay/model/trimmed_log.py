@@ -37,7 +37,7 @@ class TrimmedLog(Log):
         if len(self.entries) > 2 * self._keep:
             self.forget_before(len(self) - self._keep)
 
-    def whole(self, events: Sequence[Event]) -> Sequence[Event]:
+    def without_holes(self, events: Sequence[Event]) -> Sequence[Event]:
         """What the store has after the last event, with `ERASED` where something was taken out."""
         filled: list[Event] = []
         expected = len(self) if self.entries else None

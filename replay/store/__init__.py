@@ -72,7 +72,7 @@ class Claim(NamedTuple):
     generation_id: str  # it may be a chosen one, and that of several claims
     fingerprint: str  # of the request
     token: str  # unlike that of any other claim
-    attempt: int = 0  # how many were started under the key before
+    attempts_before: int = 0  # how many were started under the key
     previous: str | None = None  # the id of the last of those
     after: str | None = None  # the token of the claim that it takes over
 

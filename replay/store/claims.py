@@ -69,8 +69,8 @@ class ValkeyClaims:
 
 def _written(claim: Claim) -> bytes:
     first = {"id": claim.generation_id, "body": claim.fingerprint, "token": claim.token}
-    later = {"attempt": claim.attempt, "previous": claim.previous, "after": claim.after}
-    return json.dumps(first | later if claim.attempt else first)
+    later = {"attempt": claim.attempts_before, "previous": claim.previous, "after": claim.after}
+    return json.dumps(first | later if claim.attempts_before else first)
 
 
 def _read(raw: bytes) -> Claim:

@@ -16,7 +16,7 @@
 | `replay:idempotency:<hash>` | string, JSON | what a key was used for |
 | `replay:tries:<digest>` | sorted set id by ms | what a call has started and is live, for its retries |
 | `replay:taken:<hash>` | string, a second | a retry was given this generation |
-| `replay:over:<hash>` | string, ttl + 10 min | this run is over: if its log is missing it is not lost |
+| `replay:over:<hash>` | string, ttl + 10 min | this run, or claim, is over: if its log is missing it is not lost |
 | `replay:probe` | string, a minute | whether Valkey takes what is written |
 | `replay:deleted` | sharded channel | ids of deleted generations, for the nodes' memories |
 """
@@ -86,9 +86,9 @@ class Keys:
         """The note that a retry was given a generation; hashed, since it may outlive that."""
         return f"{self._prefix}taken:" + hashlib.sha256(generation_id.encode()).hexdigest()
 
-    def tombstone(self, generation_id: str, run: str) -> str:
-        """The note that a run is over; hashed, so that after that nothing names the generation any more."""
-        return f"{self._prefix}over:" + hashlib.sha256(f"{generation_id} {run}".encode()).hexdigest()
+    def over(self, generation_id: str, token: str) -> str:
+        """The note that a run, or a claim, is over; hashed, so that nothing names the generation any more."""
+        return f"{self._prefix}over:" + hashlib.sha256(f"{generation_id} {token}".encode()).hexdigest()
 
 
 def parse_event_id(raw: bytes) -> EventId:

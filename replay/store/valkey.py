@@ -144,7 +144,7 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
     ) -> Refused | None:
         log_keys = [self._keys.events(generation_id), self._keys.request(generation_id)][: 2 if ttl_ms else 1]
         if claim is not None:
-            log_keys.append(self._keys.tombstone(generation_id, claim))
+            log_keys.append(self._keys.over(generation_id, claim))
         args: list[str | bytes | int] = [
             len(log_keys),
             *log_keys,
@@ -235,7 +235,7 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
         await self._appends.ready()
         call = self._appends.start_call
         answers = [
-            call("SET", self._keys.tombstone(generation_id, token), "1", "PX", BURIED_MS)
+            call("SET", self._keys.over(generation_id, token), "1", "PX", BURIED_MS)
             for token in (run, claim)
             if token is not None
         ]
@@ -256,11 +256,11 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
 
     async def bury(self, generation_id: str, run: str, *, ttl_ms: int) -> None:
         """Note that a run is over."""
-        await self._appends.call("SET", self._keys.tombstone(generation_id, run), "1", "PX", ttl_ms + BURIED_MS)
+        await self._appends.call("SET", self._keys.over(generation_id, run), "1", "PX", ttl_ms + BURIED_MS)
 
     async def was_buried(self, generation_id: str, run: str) -> bool:
         """Whether a missing log is that of a run that is over; another run of the same id may be."""
-        return bool(await self._reads.ask("EXISTS", self._keys.tombstone(generation_id, run)))
+        return bool(await self._reads.ask("EXISTS", self._keys.over(generation_id, run)))
 
     # The channels.
 

@@ -48,7 +48,7 @@ class Call:
     keys: frozenset[str] = field(default=frozenset(), repr=False)  # that the body brings for others
     credentials: Mapping[str, str] | None = field(default=None, repr=False)  # headers; None: the service's own
     retries: int = 0  # further tries before the first byte
-    whole: bool = False  # whoever asks wants the whole answer, and no stream
+    unstreamed: bool = False  # whoever asks wants the whole answer, and no stream
 
     @property
     def secrets(self) -> set[str]:

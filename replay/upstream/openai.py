@@ -67,7 +67,7 @@ class OpenAIUpstream:
             "GET", "/models", credentials=credentials, secrets=secrets, retries=_LIST_RETRIES
         )
         try:
-            answer = json.loads(await self._transport.whole(response, _LARGEST_LIST, secrets=secrets))
+            answer = json.loads(await self._transport.read_whole(response, _LARGEST_LIST, secrets=secrets))
         except ValueError:
             answer = None
         finally:
@@ -83,7 +83,7 @@ class OpenAIUpstream:
         """See the port."""
         with ExitStack() as opened:
             pieces = await self._open(call, opened)
-            if call.whole:
+            if call.unstreamed:
                 pieces = self._insist(call, pieces, opened)
             del call  # it may be megabytes, and the answer takes minutes
             yield pieces

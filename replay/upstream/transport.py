@@ -212,7 +212,7 @@ class Transport:
                 raise _unreadable(aside) from error
             raise UpstreamTruncated("the upstream closed the connection", aside=aside) from error
 
-    async def whole(self, response: aiohttp.ClientResponse, largest: int, *, secrets: Iterable[str]) -> bytes:
+    async def read_whole(self, response: aiohttp.ClientResponse, largest: int, *, secrets: Iterable[str]) -> bytes:
         """The body of an answer, all of it; raises as `pieces` does, and UpstreamInvalid when it is too large."""
         body = bytearray()
         async for piece in self.pieces(response, secrets=secrets):

@@ -76,7 +76,7 @@ def _messages(body: Object, tools: Tools) -> list[Object]:
     else:
         for item, path in objects_in(body, "input"):
             conversation.add(item, path)
-    return conversation.whole()
+    return conversation.messages()
 
 
 class _Conversation:
@@ -99,7 +99,7 @@ class _Conversation:
             self._show_seen()
         add(self, item, path)
 
-    def whole(self) -> list[Object]:
+    def messages(self) -> list[Object]:
         """All messages."""
         self._show_seen()
         return self._messages

@@ -33,7 +33,7 @@ async def test_of_many_who_claim_one_wins(start_store):
             *(store.claim("k", claim, ttl_ms=60_000) for store, claim in zip(stores, claims, strict=True))
         )
         assert len({claim.generation_id for claim in answers}) == 1
-        assert {claim.attempt for claim in answers} == {attempt}
+        assert {claim.attempts_before for claim in answers} == {attempt}
         before = answers[0]
 
 

@@ -66,7 +66,7 @@ async def write(log):
 
     async def write(entry: bytes, at_ms: int) -> bool:
         async with asyncio.timeout(5):
-            return await writer.write(at_ms, entry, b"grave of " + entry)
+            return await writer.write(at_ms, entry, b"deletion of " + entry)
 
     yield write
     await writer.stop()
@@ -122,7 +122,7 @@ async def test_what_others_have_written_is_not_written_again(log, write):
 
 
 async def test_what_was_deleted_is_left_out(log, write):
-    log.events += [Event(EventId(NOW, 0), b"grave of lgone")]
+    log.events += [Event(EventId(NOW, 0), b"deletion of lgone")]
     assert await write(b"lgone", NOW)
     assert len(log.events) == 1
 

@@ -153,7 +153,7 @@ class LookedAt(Feed):
 
 async def test_what_is_done_by_the_clock_does_not_look_at_what_is_cached():
     # given a node with thousands of generations that have ended here
-    hub = Hub(None, cache_bytes=1 << 30, patience_s=1)
+    hub = Hub(None, cache_bytes=1 << 30, lost_after_s=1)
     for place in range(3000):
         feed = ended(f"g{place}", ended_ms=now_ms() + 60_000, kind=LookedAt)
         hub.produce(feed)

@@ -112,7 +112,7 @@ def test_what_the_store_has_lost_in_between_is_filled(first, batches, gone, know
     log.extend(head)
     rest = [event for place, event in enumerate(events[known:]) if place not in gone]
     # when
-    log.extend(log.whole(rest))
+    log.extend(log.without_holes(rest))
     # then every event is in its place, what is missing is known to be, and times never go back
     here = list(log.events(0))
     assert [event for event in here if event.entry != ERASED] == [
@@ -132,7 +132,7 @@ def test_id_of_what_the_store_has_lost_in_between_is_held_and_none_that_it_canno
     _, events = fill(first, batches)
     kept = [event for place, event in enumerate(events) if place not in gone or place == len(events) - 1]
     log = TrimmedLog(1000)
-    log.extend(log.whole(kept))
+    log.extend(log.without_holes(kept))
     # then
     assert all(log.holds(event.id) for event in events)
     here = {event.id for event in kept}
@@ -146,11 +146,11 @@ def test_empty_tail_has_no_last_event_and_takes_any_first():
     log = TrimmedLog(KEEP)
     assert (log.last_id, len(log), log.complete, list(log.events(0))) == (None, 0, False, [])
     assert not log.holds(EventId(0, 0))
-    assert log.whole([]) == []
+    assert log.without_holes([]) == []
     log.extend([])
     assert log.last_id is None
     event = Event(EventId(5, 77), b"la")
-    assert list(log.whole([event])) == [event]
+    assert list(log.without_holes([event])) == [event]
     log.extend([event])
     assert (log.last_id, len(log), list(log.events(0))) == (event.id, 78, [event])
 
