@@ -56,7 +56,7 @@ class Bodies:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._bytes = 0  # bytes of large ones beyond what is anybody's
+        self._bytes = 0  # beyond the first `AT_ONCE` of each body, which are not counted
         self._trees = asyncio.Semaphore(_MOST_TREES)
 
     @asynccontextmanager
@@ -114,7 +114,7 @@ class Bodies:
 
 
 class _Share:
-    """What one body takes of what all may take. Little is anybody's: the number of connections bounds that."""
+    """What one body takes of what all may take, beyond its first `AT_ONCE` bytes: connections bound those."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies

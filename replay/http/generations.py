@@ -17,15 +17,16 @@ from replay.http.listing import read_query, spell
 from replay.http.negotiation import generation_id_of
 from replay.http.start_requests import read_start_request
 from replay.live.activity import Activity
-from replay.live.catalogue import Catalogue, Listed, generation_of
+from replay.live.catalogue import Catalogue, Listed
 from replay.live.endings import Endings
 from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.starter import Starter
 from replay.model.event import FROM_START, Event
 from replay.model.generation import Generation
-from replay.store import Bounds, EventStore
+from replay.store import EventStore
 from replay.wire import json
+from replay.wire.events import generation_of
 
 _STREAM = "text/event-stream"
 _AT_ONCE = 50  # generations that are described before others have their turn: less than a millisecond
@@ -89,7 +90,7 @@ class Generations:
         if bounds is None:
             return _answer(await self._describe_feed(await self._hub.open(generation_id)))
         counts = await self._count_subscribers([generation_id])
-        return _answer(describe(generation_of(bounds), bounds.expires_at_ms, counts[generation_id]))
+        return _answer(describe(generation_of(bounds.first, bounds.last), bounds.expires_at_ms, counts[generation_id]))
 
     async def list_recent(self, request: web.Request) -> web.Response:
         """Answer with generations, newest first."""
@@ -130,7 +131,7 @@ class Generations:
         counts = await self._count_subscribers([feed.generation_id])
         (bounds,) = await self._store.bounds([feed.generation_id])
         expires_at_ms = None if bounds is None else bounds.expires_at_ms
-        return describe(generation_of(Bounds(first, last, None)), expires_at_ms, counts[feed.generation_id])
+        return describe(generation_of(first, last), expires_at_ms, counts[feed.generation_id])
 
     async def _count_subscribers(self, generation_ids: Sequence[str]) -> dict[str, int]:
         """How many follow each, here and on the other nodes."""

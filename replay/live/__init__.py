@@ -32,7 +32,7 @@ What becomes of all of them:
 
     periodic_work.py       PeriodicWork: leases, looks, and what else comes by the clock
     tasks.py               Tasks: owns what belongs to no request
-    counters.py            Counters: plain integers, published as metrics
+    counters.py            Counters: plain integers, published as metrics; clock.py: the time of day
 
 No queue anywhere: a subscriber that is behind has a seq. Nothing is shown before it is acknowledged.
 """

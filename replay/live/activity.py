@@ -11,7 +11,8 @@ from typing import Any
 
 from replay.errors import StoreUnavailable
 from replay.live.activity_writer import KEPT, ActivityWriter
-from replay.live.feed import Feed, now_ms
+from replay.live.clock import now_ms
+from replay.live.feed import Feed
 from replay.live.follower import Follower
 from replay.model.event import EventId
 from replay.model.generation import End, Start
@@ -161,7 +162,7 @@ class Activity:
             raise
         known = set(ids)
         here = self._log.events(ids[0].seq, ids[-1].seq) if ids else ()
-        gone = {wire.generation_of(event.entry) for event in here if event.id not in known}
+        gone = {wire.generation_id_of(event.entry) for event in here if event.id not in known}
         for generation_id in gone:
             if generation_id is not None:
                 self.forget(generation_id)

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from replay.errors import StoreUnavailable
-from replay.live.feed import now_ms
+from replay.live.clock import now_ms
 from replay.model.event import Event, EventId, number
 from replay.store import ACTIVITY_LOG, EventStore
 

@@ -23,7 +23,7 @@ class _Cached(NamedTuple):
 
 
 class Cache:
-    """As many of them as there is memory for: when that is short, the longest idle go first."""
+    """As many ended logs as there is memory for: when that is short, the longest idle go first."""
 
     def __init__(self, max_bytes: int, memory: Memory) -> None:
         self.size = 0  # bytes

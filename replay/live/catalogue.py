@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from replay.live.feed import now_ms
+from replay.live.clock import now_ms
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.live.tasks import Tasks
@@ -22,7 +22,7 @@ from replay.model.event import Kind
 from replay.model.generation import Generation
 from replay.model.selection import Selection
 from replay.store import Bounds, EventStore, Page, Row
-from replay.wire.events import decode_end, decode_start
+from replay.wire.events import generation_of
 
 _BITE = 50  # rows that are looked at in one go, on this loop and in Valkey
 _MOST_BITES = 40  # for one answer: 2,000 generations, some 60 ms
@@ -116,7 +116,7 @@ class _Look:
     def _take(self, bounds: Bounds) -> None:
         self._size += bounds.size
         self._slice += bounds.size
-        if self._selection.has(generation := generation_of(bounds)):
+        if self._selection.has(generation := generation_of(bounds.first, bounds.last)):
             self.listed.append(Listed(generation, bounds.expires_at_ms))
 
 
@@ -139,9 +139,3 @@ def _first(selection: Selection, before: Row | None) -> Row | None:
         return before
     after = Row(selection.until_ms + 1, "")
     return after if before is None else min(before, after)
-
-
-def generation_of(bounds: Bounds) -> Generation:
-    """The generation that the ends of its log tell of."""
-    end = decode_end(bounds.last.entry) if bounds.last.kind is Kind.END else None
-    return Generation(decode_start(bounds.first.entry), bounds.first.id, bounds.last.id, end)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 from replay.errors import StoreUnavailable
+from replay.live.clock import now_ms
 from replay.live.counters import Counters
-from replay.live.feed import Feed, now_ms
+from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.repair import append_again
 from replay.model.event import Event, number

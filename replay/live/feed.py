@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from replay.live.clock import now_ms
 from replay.live.encoding import Encoding, Segments, encode
 from replay.model.event import FROM_START, Event, EventId, Kind
 from replay.model.generation import End, Start, Status
@@ -25,11 +25,6 @@ from replay.wire.folding import Folding
 logger = logging.getLogger(__name__)
 
 _OVERHEAD = 1800  # bytes that an idle feed takes beside its log's events, as measured
-
-
-def now_ms() -> int:
-    """The time, unix ms."""
-    return time.time_ns() // 1_000_000
 
 
 class FeedSubscriber(Protocol):
@@ -55,15 +50,15 @@ class Feed:
 
     __slots__ = (
         "__weakref__",
-        "_awaiting_end",
         "_behind",
+        "_change_waiters",
         "_changed",
-        "_expecting",
+        "_end_waiters",
+        "_ended",
         "_folding",
         "_live",
-        "_over",
         "_segments",
-        "_waiting",
+        "_whole_answer_waiters",
         "generation_id",
         "idle_since",
         "invalid",
@@ -84,26 +79,26 @@ class Feed:
         self._live: dict[Encoding, set[FeedSubscriber]] = {}
         self._behind: set[FeedSubscriber] = set()
         self._segments = Segments()
-        self._changed: asyncio.Event | None = None  # where somebody waits for the next event
-        self._expecting = 0  # who does
-        self._over: asyncio.Event | None = None  # where somebody waits for the end
-        self._awaiting_end = 0  # who does
-        self._waiting = 0  # requests that wait for the whole answer
+        self._changed: asyncio.Event | None = None  # there where somebody waits for it
+        self._change_waiters = 0
+        self._ended: asyncio.Event | None = None  # likewise
+        self._end_waiters = 0
+        self._whole_answer_waiters = 0
         self._folding: Folding | None = None
 
     @property
     def in_use(self) -> bool:
         """Whether anybody here follows it or waits for it."""
-        return bool(self._expecting or self._awaiting_end or self.subscribers)
+        return bool(self._change_waiters or self._end_waiters or self.subscribers)
 
     @property
     def subscribers(self) -> int:
         """How many follow it here."""
-        return len(self._behind) + sum(map(len, self._live.values())) + self._waiting
+        return len(self._behind) + sum(map(len, self._live.values())) + self._whole_answer_waiters
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory it takes, when it rests."""
+        """About how many bytes of memory the feed takes, when it rests."""
         return _OVERHEAD + self.log.size + self.segments_size
 
     @property
@@ -123,32 +118,32 @@ class Feed:
 
     @property
     def completed(self) -> bool:
-        """Whether it has ended, and well."""
+        """Whether the generation has ended, and well."""
         return self.end is not None and self.end.status is Status.COMPLETED
 
     @property
     def in_vain(self) -> bool:
-        """Whether it has failed or was interrupted."""
+        """Whether the generation has failed or was interrupted."""
         return self.end is not None and self.end.status.in_vain
 
     @property
     def refused(self) -> bool:
-        """Whether it has failed without a word of the upstream's."""
+        """Whether the generation has failed without a word of the upstream's."""
         return self.unanswered and self.recording.status is Status.FAILED
 
     @property
     def unanswered(self) -> bool:
-        """Whether it has ended without a word of the upstream's, and not well."""
+        """Whether the generation has ended without a word of the upstream's, and not well."""
         return self.log.complete and len(self.log) == 2 and not self.completed
 
     @property
     def expired(self) -> bool:
-        """Whether it has ended so long ago that nobody keeps it any more."""
+        """Whether the log has ended so long ago that nobody keeps it any more."""
         return self.log.complete and now_ms() > self.expires_ms
 
     @property
     def expires_ms(self) -> int:
-        """When an ended one will be kept no more, unix ms."""
+        """When an ended log will be kept no more, unix ms."""
         return self.log.times[-1] + self.start.ttl_ms
 
     def extend(self, events: Sequence[Event]) -> None:
@@ -253,11 +248,11 @@ class Feed:
     def subscribed(self) -> Iterator[None]:
         """Count as a subscriber while waiting for the whole answer."""
         self.idle_since = None
-        self._waiting += 1
+        self._whole_answer_waiters += 1
         try:
             yield
         finally:
-            self._waiting -= 1
+            self._whole_answer_waiters -= 1
             self._idle_if_left()
 
     def _idle_if_left(self) -> None:
@@ -276,7 +271,7 @@ class Feed:
 
     async def wait_change(self, seen: int, timeout: float | None) -> bool:
         """Wait until there are more than ``seen`` events; whether there are, in time and before it is invalid."""
-        self._expecting += 1
+        self._change_waiters += 1
         try:
             async with asyncio.timeout(timeout):
                 while len(self.log) <= seen and not self.invalid:
@@ -285,7 +280,7 @@ class Feed:
         except TimeoutError:
             return False
         finally:
-            self._expecting -= 1
+            self._change_waiters -= 1
         return len(self.log) > seen
 
     async def wait_token(self) -> EventId | None:
@@ -302,16 +297,16 @@ class Feed:
 
     async def wait_end(self, timeout: float | None) -> bool:
         """Wait until the generation has ended; whether it has, in time and before the feed is invalid."""
-        self._awaiting_end += 1
+        self._end_waiters += 1
         try:
             async with asyncio.timeout(timeout):
                 if not self.log.complete and not self.invalid:
-                    self._over = self._over or asyncio.Event()
-                    await self._over.wait()
+                    self._ended = self._ended or asyncio.Event()
+                    await self._ended.wait()
         except TimeoutError:
             return False
         finally:
-            self._awaiting_end -= 1
+            self._end_waiters -= 1
         return self.log.complete
 
     def transcript(self, stop: int) -> Transcript:
@@ -322,9 +317,9 @@ class Feed:
         return self._folding.transcript
 
     def _wake(self) -> None:
-        if self._over is not None and (self.log.complete or self.invalid):
-            self._over.set()
-            self._over = None
+        if self._ended is not None and (self.log.complete or self.invalid):
+            self._ended.set()
+            self._ended = None
         if self._changed is not None:
             # Everybody waits on an event of their own time: one who is cancelled takes nobody along.
             self._changed.set()

@@ -12,7 +12,8 @@ import asyncio
 from collections.abc import Mapping
 
 from replay.errors import GenerationNotFound
-from replay.live.feed import Feed, now_ms
+from replay.live.clock import now_ms
+from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.model.event import Kind

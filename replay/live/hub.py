@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 
 from replay.errors import GenerationNotFound, StoreUnavailable
 from replay.live.cache import Cache
-from replay.live.feed import Feed, now_ms
+from replay.live.clock import now_ms
+from replay.live.feed import Feed
 from replay.live.follower import Follower
 from replay.live.memory import Memory
 from replay.live.stream_connection import StreamConnection

@@ -89,7 +89,7 @@ class Track:
 
 
 class MultiplexedStream(StreamConnection):
-    """See the module."""
+    """One reader's connection to several feeds, each of which has a track in it."""
 
     def __init__(
         self,

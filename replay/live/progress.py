@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from replay.live.activity import Activity
-from replay.live.feed import now_ms
+from replay.live.clock import now_ms
 from replay.live.hub import Hub
 from replay.live.producers import Producers
 from replay.model.event import Entry, Event, EventId

@@ -18,7 +18,8 @@ from replay.errors import (
     StoreUnavailable,
     TooManyGenerations,
 )
-from replay.live.feed import Feed, now_ms
+from replay.live.clock import now_ms
+from replay.live.feed import Feed
 from replay.live.first_tries import FirstTries
 from replay.live.hub import Hub
 from replay.live.producers import Producers

@@ -53,7 +53,7 @@ class Delivery:
 
 
 class Subscriber(StreamConnection):
-    """See the module."""
+    """One reader's connection to one feed: behind, full or live."""
 
     __slots__ = (
         "_batch_stop",

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Tasks:
-    """Owns them."""
+    """Starts what outlives the requests that caused it, and cancels it when the node stops."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()

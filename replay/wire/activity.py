@@ -55,7 +55,7 @@ def mark_of(generation_id: str) -> bytes:
     return b'"generation_id":%b,' % json.dumps(generation_id)
 
 
-def generation_of(entry: bytes) -> str | None:
+def generation_id_of(entry: bytes) -> str | None:
     """Which generation an entry is about; None for one that names none."""
     name, _, data = entry[1:].partition(b" ")
     return json.loads(data)["generation_id"] if name else None

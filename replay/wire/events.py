@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from replay.model.event import FILLED, FORMS, PIECES, Entry, Event, Kind
-from replay.model.generation import End, Start, Status, status_of
+from replay.model.generation import End, Generation, Start, Status, status_of
 from replay.model.log import Log
 from replay.wire import json, sse
 from replay.wire.dialects import dialect_of, is_plain, visible_text
@@ -48,6 +48,12 @@ def decode_end(entry: bytes) -> End:
     """The end of a log from its last entry."""
     stored = json.loads(entry[1:])
     return End(**{name: stored[name] for name in _END_FIELDS & stored.keys()} | {"status": Status(stored["status"])})
+
+
+def generation_of(first: Event, last: Event) -> Generation:
+    """The generation that both ends of its log tell of."""
+    end = decode_end(last.entry) if last.kind is Kind.END else None
+    return Generation(decode_start(first.entry), first.id, last.id, end)
 
 
 class View(Protocol):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from replay.live import cache as cache_module
 from replay.live.cache import Cache
+from replay.live.clock import now_ms
 from replay.live.encoding import Encoding
-from replay.live.feed import Feed, now_ms
+from replay.live.feed import Feed
 from replay.live.hub import Hub
 from replay.live.memory import Memory
 from replay.model.event import number
