@@ -116,17 +116,20 @@ class Hub:
 
             last event          produced here       followed here       ended, kept here    not here
             ------------------  ------------------  ------------------  ------------------  ------------
-            the feed has it     keep                keep                keep                load
-            later than it has  wait for it, keep   catch up, keep      drop, load          load
-            another in its      drop, load          drop, load          drop, load          load
-            place
             none                keep: it is put     keep: it may be     503 while healing,  503 while
                                 back                put back            then drop, 404      healing,
             none, and its run   503 while healing,  503 while healing,  likewise            then 404
-            is buried           then drop, 404      then drop, 404
+            is buried, or its   then drop, 404      then drop, 404
+            time has come
+            the feed has it     keep                keep                keep                load
+            another in its      drop, load          drop, load          drop, load          load
+            place
+            later than the      wait for it, keep;  catch up, keep      drop, load          load
+            feed's              an ended one: drop,
+                                load
 
-        A feed that is invalid is dropped as if it were another log's. To load reads the log once for all who ask
-        meanwhile. A caller that is cancelled takes nobody along.
+        A feed that is invalid is dropped, and counts as not here. To load reads the log once for all who ask meanwhile.
+        A caller that is cancelled takes nobody along.
         """
         last = await self._store.last(generation_id)
         feed = self.wake(generation_id)
