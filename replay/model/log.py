@@ -85,7 +85,7 @@ class Log:
 
     def since(self, ms: int) -> int:
         """The seq of the first event at or after a time, unix ms."""
-        return bisect_left(self.times, ms)
+        return self.first + bisect_left(self.times, ms)
 
     def last_whole(self, seq: int) -> int:
         """The seq of the last whole chunk at or before ``seq``; -1 where there is none."""

@@ -13,7 +13,8 @@ ERASED = Entry.ACTIVITY  # the entry of an event that is not to be known any mor
 class TrimmedLog(Log):
     """A log of which only the last ``keep`` events, or up to twice as many, are here; it never ends.
 
-    Its length is that of the whole log, so that `seq` means the same here too.
+    Its length is that of the whole log, so that `seq` means the same here too. Its events are no chunks, so there is no
+    token and no whole chunk in it; what it takes of memory is bounded, and not counted.
     """
 
     __slots__ = ("_keep",)

@@ -68,6 +68,26 @@ def test_stretch_of_a_tail_is_what_the_list_has_there(first, batches, start, sto
     assert list(log.events(start, stop)) == expected
 
 
+@given(first=_FIRST, batches=_BATCHES, ms=st.integers(95, 130))
+def test_since_is_the_seq_of_the_first_event_here_at_or_after_a_time(first, batches, ms):
+    log, _ = fill(first, batches)
+    later = [event.id.seq for event in log.events(0) if event.id.ms >= ms]
+    assert log.since(ms) == (later[0] if later else len(log))
+
+
+@given(first=_FIRST, batches=_BATCHES, max_bytes=st.integers(1, 12), data=st.data())
+def test_reach_is_as_many_events_of_a_tail_as_so_many_bytes_hold_and_at_least_one(first, batches, max_bytes, data):
+    log, _ = fill(first, batches)
+    if not log.entries:
+        return
+    start = data.draw(st.integers(log.first, len(log) - 1))
+    stop = data.draw(st.integers(start + 1, len(log)))
+    reached = log.reach(start, stop, max_bytes)
+    sizes = [len(event.entry) for event in log.events(start, stop)]
+    fitting = [count for count in range(1, len(sizes) + 1) if sum(sizes[:count]) <= max_bytes]
+    assert reached == start + max(fitting, default=1)
+
+
 @given(first=_FIRST, batches=_WITHOUT_ERASED, ms=st.integers(98, 130), seq=_PLACES)
 def test_tail_holds_exactly_the_ids_of_the_events_that_are_here(first, batches, ms, seq):
     log, _ = fill(first, batches)
