@@ -1,10 +1,11 @@
 """Writes what has happened on this node into the activity log, which every node writes.
 
-An entry is made of a generation's own log alone, so whoever reports the same writes the same bytes. A writer knows what
-the log has since the oldest thing that it ever had to write happened, leaves out what stands there already, and
-appends the rest exactly after the last event it knows; when another node was faster it reads on. So anything may be
-reported any number of times, by any number of nodes, also after an answer was lost, and stands there once. A deletion
-is an entry too, without a name, and what is found to be deleted is left out as well.
+1. An entry is made of a generation's own log alone, so whoever reports the same writes the same bytes.
+2. A writer has digests of what stands in the log since the oldest thing that it ever had to write happened, and leaves
+   out what stands there already, and what is of a generation whose deletion stands there: an entry too, without a name.
+3. It appends the rest exactly after the last event it knows; when another node was faster it reads on, and tries again.
+4. So anything may be reported any number of times, by any number of nodes, also after an answer was lost, and stands
+   there once.
 
 Each event is read once, whatever the clocks say: a node whose clock is ahead gives all events after its own a time that
 is ahead, too, and "since" is then nearly everything.
@@ -40,7 +41,7 @@ class Report(NamedTuple):
     written: asyncio.Future[bool]  # whether it stands, or would if the generation were not deleted
 
 
-class _Known:
+class _Digests:
     """What stands in the log after a time, as digests."""
 
     def __init__(self, since: EventId) -> None:
@@ -53,7 +54,7 @@ class _Known:
         return _digest(entry) in self._seqs
 
     def add(self, events: list[Event]) -> None:
-        """Take up events in their order, but for those that are known."""
+        """Take up events in their order, but for those that are there already."""
         if not events:
             return
         self._seqs |= {_digest(event.entry): event.id.seq for event in events}
@@ -74,8 +75,10 @@ class ActivityWriter:
         self._store = store
         self._waiting: dict[bytes, Report] = {}  # by entry: what is reported twice waits once
         self._work = asyncio.Event()
-        self._known: _Known | None = None  # what the log has; None before anything was written, and where it was lost
-        self._before: EventId | None = None  # where it ended when Valkey was away
+        self._digests: _Digests | None = (
+            None  # of what the log has; None before the first report, and where it was lost
+        )
+        self._last_before_outage: EventId | None = None  # where it ended when Valkey was away
         self._trim_due = True
         self._writing: asyncio.Task[None] | None = None
 
@@ -105,20 +108,20 @@ class ActivityWriter:
         await asyncio.gather(self._writing, return_exceptions=True)
 
     def _note_reconnect(self) -> None:
-        if self._before is None and self._known is not None:
-            self._before = self._known.last
+        if self._last_before_outage is None and self._digests is not None:
+            self._last_before_outage = self._digests.last
 
     async def has_lost(self) -> bool:
         """Whether Valkey has been away and has come back without something that stood there."""
-        before = self._before
-        if before is None:
+        last = self._last_before_outage
+        if last is None:
             return False
-        before_it = EventId(before.ms, before.seq - 1) if before.seq else None
+        before_it = EventId(last.ms, last.seq - 1) if last.seq else None
         there = await self._store.read(ACTIVITY_LOG, after=before_it, limit=1)
-        self._before = None
-        if there and there[0].id == before:
+        self._last_before_outage = None
+        if there and there[0].id == last:
             return False
-        self._known = None
+        self._digests = None
         return True
 
     async def _write(self) -> None:
@@ -135,17 +138,19 @@ class ActivityWriter:
     async def _append(self, batch: list[Report]) -> None:
         since = EventId(min(report.at_ms for report in batch) - 1, 0)
         while True:
-            known = await self._know(since)
-            fresh = [report.entry for report in batch if not (known.has(report.entry) or known.has(report.deletion))]
+            digests = await self._digests_since(since)
+            fresh = [
+                report.entry for report in batch if not (digests.has(report.entry) or digests.has(report.deletion))
+            ]
             # An event never stands before what it reports happened, however wrong this node's clock is.
-            events = number(fresh, after=known.last, now_ms=max(now_ms(), *(report.at_ms for report in batch)))
-            # Nothing to append is a question, too: whether the log still is what is known of it.
-            refused = await self._store.append(ACTIVITY_LOG, events, after=known.last, ttl_ms=_TTL_MS)
+            events = number(fresh, after=digests.last, now_ms=max(now_ms(), *(report.at_ms for report in batch)))
+            # Nothing to append is a question, too: whether the log still ends where it is thought to.
+            refused = await self._store.append(ACTIVITY_LOG, events, after=digests.last, ttl_ms=_TTL_MS)
             if refused is None:
                 break
-            await self._catch_up(known, refused.last)
-        before = known.last
-        known.add(events)
+            await self._catch_up(digests, refused.last)
+        before = digests.last
+        digests.add(events)
         if events:
             self._trim_due |= before is None or events[-1].id.seq // _TRIM_EVERY > before.seq // _TRIM_EVERY
         for report in batch:
@@ -154,30 +159,30 @@ class ActivityWriter:
             await self._store.trim(ACTIVITY_LOG, KEPT)
             self._trim_due = False
 
-    async def _know(self, since: EventId) -> _Known:
+    async def _digests_since(self, since: EventId) -> _Digests:
         """What the log has since a time, and since all that it was asked for before."""
-        known = self._known
-        if known is None:
-            known = self._known = _Known(since)
-            await self._read(known, since)
-        elif since < known.since:
-            await self._read(known, since, until=known.since)
-            known.since = since
-        return known
+        digests = self._digests
+        if digests is None:
+            digests = self._digests = _Digests(since)
+            await self._read(digests, since)
+        elif since < digests.since:
+            await self._read(digests, since, until=digests.since)
+            digests.since = since
+        return digests
 
-    async def _catch_up(self, known: _Known, last: Event | None) -> None:
+    async def _catch_up(self, digests: _Digests, last: Event | None) -> None:
         """Know what the log has got meanwhile; it ends with an event that was not expected."""
-        before = known.last
+        before = digests.last
         if last is not None and (before is None or last.id > before):
-            await self._read(known, before or known.since)
-            known.last = known.last or last.id  # all it has may be older
-        if known.last == before:
-            self._known = None  # it was lost, and may have grown again
+            await self._read(digests, before or digests.since)
+            digests.last = digests.last or last.id  # all it has may be older
+        if digests.last == before:
+            self._digests = None  # it was lost, and may have grown again
 
-    async def _read(self, known: _Known, after: EventId, *, until: EventId | None = None) -> None:
+    async def _read(self, digests: _Digests, after: EventId, *, until: EventId | None = None) -> None:
         while True:
             events = await self._store.read(ACTIVITY_LOG, after=after, limit=_PAGE)
-            known.add(events)
+            digests.add(events)
             if len(events) < _PAGE or (until is not None and events[-1].id >= until):
                 return
             after = events[-1].id
