@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chunk_streams import START, STARTED_MS
 from hypothesis import given
 from hypothesis import strategies as st
+from support.chunk_streams import START, STARTED_MS
 
 from replay.live import cache as cache_module
 from replay.live.cache import Cache

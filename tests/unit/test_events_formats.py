@@ -8,7 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from chunk_streams import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.chunk_streams import (
     COMPLETED,
     GENERATION_ID,
     START,
@@ -20,8 +22,6 @@ from chunk_streams import (
     texts,
     visible,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.sse import messages
 
 from replay.model.event import Kind, number

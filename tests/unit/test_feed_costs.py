@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from chunk_streams import START, STARTED_MS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import START, STARTED_MS
 
 from replay.live.encoding import SEGMENT, Encoding
 from replay.live.feed import Feed

@@ -10,9 +10,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chunk_streams import COMPLETED, GENERATION_ID, canonical, dump, entries_of, log_of, record, streams, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import (
+    COMPLETED,
+    GENERATION_ID,
+    canonical,
+    dump,
+    entries_of,
+    log_of,
+    record,
+    streams,
+    visible,
+)
 from support.sse import messages
 
 from replay.errors import UpstreamInvalid

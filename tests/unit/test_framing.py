@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from chunk_streams import START, STARTED_MS
 from hypothesis import given
 from hypothesis import strategies as st
+from support.chunk_streams import START, STARTED_MS
 
 from replay.live.counters import Counters
 from replay.live.encoding import Encoding

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from chunk_streams import values
 from hypothesis import given
 from hypothesis import strategies as st
+from support.chunk_streams import values
 
 from replay.wire.json import has_more_values, loads, mended
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from chunk_streams import canonical, dump, record, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import canonical, dump, record, texts
 from support.samples import SHAPES
 
 from replay.model.transcript import Transcript

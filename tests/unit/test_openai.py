@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chunk_streams import GENERATION_ID, dump, entries_of, log_of, record, streams, texts, values, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import GENERATION_ID, dump, entries_of, log_of, record, streams, texts, values, visible
 from support.samples import SAMPLES, Sample
 from support.sse import messages
 

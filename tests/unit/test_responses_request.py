@@ -6,9 +6,9 @@ import copy
 from typing import Any
 
 import pytest
-from chunk_streams import values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import values
 
 from replay.errors import InvalidRequest
 from replay.wire.responses import Responses

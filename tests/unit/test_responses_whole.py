@@ -8,9 +8,9 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from chunk_streams import canonical, streams, texts, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import canonical, streams, texts, values
 from support.response_events import ERROR, ID, accumulated, call, calls, chunk, message_of, played
 from support.samples import SAMPLES
 

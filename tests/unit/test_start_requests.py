@@ -10,9 +10,9 @@ from unittest.mock import Mock
 import pytest
 from aiohttp.streams import StreamReader
 from aiohttp.test_utils import make_mocked_request
-from chunk_streams import values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import values
 
 from replay.config import Settings
 from replay.errors import InvalidRequest

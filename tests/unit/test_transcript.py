@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from chunk_streams import canonical, dump, entries_of, log_of, record, streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunk_streams import canonical, dump, entries_of, log_of, record, streams
 from support.samples import SAMPLES
 
 from replay.model.transcript import Transcript

@@ -1,4 +1,4 @@
-"""Upstream streams for the tests beside this file: any number of them, made up, and logs recorded from them.
+"""Upstream streams for tests: any number of them, made up, and logs recorded from them.
 
 A stream is a list of raw chunks, as `data:` carried them. Each stream has the habits of one server (how it
 writes JSON, what it repeats on every chunk) and says random things in random order.
@@ -55,7 +55,8 @@ _ENVELOPE = {"id", "object", "created", "model", "system_fingerprint", "service_
 def visible(chunk: dict[str, Any]) -> str:
     """Its visible text for choice 0, or what an event of the Responses API adds to the answer."""
     if chunk.get("type") == "response.output_text.delta":
-        return chunk["delta"]
+        added: str = chunk["delta"]
+        return added
     for choice in chunk.get("choices") or []:
         if choice.get("index", 0) == 0:
             said = choice["delta"].get("content") if choice.get("delta") else choice.get("text")
@@ -144,7 +145,7 @@ def streams(draw: st.DrawFn, legacy: bool | None = None) -> list[bytes]:
     named: set[int] = set()
     repeats_names, in_parts = draw(st.booleans()), draw(st.integers(0, 3)) == 0
     so_far = ""
-    raws = []
+    raws: list[bytes] = []
 
     def delta(kind: str) -> dict[str, Any]:
         said: dict[str, Any] = {"role": "assistant"} if roles or kind == "role" else {}
