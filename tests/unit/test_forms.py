@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import string
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ from replay.model.event import Entry
 from replay.model.log import Log
 from replay.model.transcript import Transcript
 from replay.redaction import Redaction
+from replay.wire import filling
 from replay.wire.chat_dialect import CHAT
 from replay.wire.events import NDJSON, SSE, Format, Recording
 from replay.wire.folding import Folding, fold
@@ -75,6 +77,13 @@ def shown(format: Format, log: Log, start: int = 0, stop: int | None = None) -> 
 
 
 # How it is stored.
+
+
+def test_chunks_of_the_example_are_stored_as_it_says():
+    example = re.findall(r"^    (\{.*\})\n        (.+?)[,:] ", filling.__doc__, re.MULTILINE)
+    chunks = [raw.encode() for raw, _ in example]
+    plain, form, filled = (entry.encode().decode("unicode_escape").encode() for _, entry in example)
+    assert entries_of(chunks)[0] == [plain + chunks[0], form + b"\n" + chunks[1], filled]
 
 
 def test_what_changes_is_stored_alone():
@@ -126,7 +135,7 @@ def test_message_so_far_that_begins_anew_is_whole_and_grows_again():
     assert chunks_of(log_of(entries)) == stream
 
 
-def test_further_value_that_changes_becomes_a_hole_too():
+def test_further_value_that_changes_becomes_a_blank_too():
     stream = [chunk({"obfuscation": 3 * letter}, content=letter) for letter in "abcd"]
     stream += [chunk({"obfuscation": 3 * letter, "created": 1763701201}, content=letter) for letter in "efgh"]
     stream += [chunk({"obfuscation": 3 * letter, "created": 1763701203}, content=letter) for letter in "ij"]
@@ -135,7 +144,7 @@ def test_further_value_that_changes_becomes_a_hole_too():
     assert chunks_of(log_of(entries)) == stream
 
 
-def test_events_of_the_responses_api_have_holes_too():
+def test_events_of_the_responses_api_have_blanks_too():
     events = [
         {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "delta": text, "obfuscation": noise}
         for text, noise in (("Hel", "q1"), ("lo", "w22"), ("!", "e333"))
@@ -278,7 +287,7 @@ def _as_json(raw: bytes) -> bytes:
     ],
     ids=["index", "finish_reason", "type", "error", "error of a choice", "object", "base_resp"],
 )
-def test_what_a_stream_is_judged_by_is_no_hole(before, after):
+def test_what_a_stream_is_judged_by_is_no_blank(before, after):
     entries, _ = entries_of([before, after])
     assert entries[1][:1] in (b"T", b"D")
 
@@ -347,7 +356,7 @@ def test_form_is_found_after_many_chunks_that_have_none():
     assert entries[-1][:1] == b"f"
 
 
-def test_key_that_comes_twice_is_no_hole():
+def test_key_that_comes_twice_is_no_blank():
     stream = [b'{"choices":[{"index":0,"delta":{"content":"%d"}}],"a":"%d","a":"%d"}' % (n, n, n) for n in range(4)]
     entries, _ = entries_of(stream)
     assert [entry[:1] for entry in entries] == [b"T"] * 4
@@ -377,7 +386,7 @@ def test_long_value_that_does_not_grow_is_kept_whole():
     assert chunks_of(log_of(entries)) == stream
 
 
-def test_secret_is_taken_out_of_a_hole():
+def test_secret_is_taken_out_of_a_blank():
     secret = "sk-0123456789abcdef"
     recorder = Recorder(redaction=Redaction([secret]))
     values = ["one", "two", "three", f"key {secret}", "four"]
