@@ -87,7 +87,7 @@ TOKENS = frozenset(kind for kind in _KINDS if _KINDS[kind] is Kind.TOKEN)
 WHOLES = frozenset(b"TDFG")  # the whole chunk stands in the entry
 FORMS = frozenset(b"FG")
 FILLED = frozenset(b"fg")
-PIECES = frozenset(b"tdfg")  # read by the last whole chunk before them
+TEMPLATED = frozenset(b"tdfg")  # read by the last whole chunk before them
 
 
 class Event(NamedTuple):

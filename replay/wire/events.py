@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-from replay.model.event import FILLED, FORMS, PIECES, Entry, Event, Kind
+from replay.model.event import FILLED, FORMS, TEMPLATED, Entry, Event, Kind
 from replay.model.generation import End, Generation, Start, Status, status_of
 from replay.model.log import Log
 from replay.wire import json, sse
@@ -202,7 +202,7 @@ def _as_sse(recording: Recording, start: int, stop: int) -> bytes:
     """Events as an `EventSource` reads them."""
     log, blocks = recording.log, []
     for seq, end in _runs(log.entries, start, min(stop, len(log))):
-        template = recording.template(seq) if log.entries[seq][0] in PIECES else None
+        template = recording.template(seq) if log.entries[seq][0] in TEMPLATED else None
         if log.entries[seq][0] in _VISIBLE and template is not None and template.plain:
             blocks.append(_plain_tokens(log, seq, end))
             continue

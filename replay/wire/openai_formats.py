@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from replay.errors import InvalidRequest, ModelNotFound
-from replay.model.event import FILLED, PIECES, Entry, EventId, Kind
+from replay.model.event import FILLED, TEMPLATED, Entry, EventId, Kind
 from replay.model.generation import End, Status
 from replay.wire import json, sse
 from replay.wire.chat import numbered
@@ -36,7 +36,7 @@ def _chunks(recording: Recording, start: int, stop: int, *, usage: bool = True) 
     renamed: Shape | None = None
     for event in recording.log.events(start, stop):
         entry = event.entry
-        if entry[0] in PIECES:
+        if entry[0] in TEMPLATED:
             if renamed is None or renamed.grows:
                 renamed = recording.renamed(event.id.seq)
             assert renamed is not None, "a piece always follows a whole chunk"
