@@ -1,4 +1,4 @@
-"""The names of all keys, and the forms of what stands in them. `replay:` is the default prefix.
+"""The names of all keys, and what stands in them. `replay:` is the default prefix.
 
 | key | type | meaning |
 |---|---|---|

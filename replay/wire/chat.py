@@ -1,4 +1,4 @@
-"""A chat chunk in the form that OpenAI gives it, whatever its own server makes of it.
+"""A chat chunk as OpenAI makes it, whatever its own server makes of it.
 
 The text may stand in a list of parts, in `message`, or where legacy completions have it; an index may be missing, null
 or a string. A chunk passes to its readers as it came. What it says is read here, once for the transcript, for the

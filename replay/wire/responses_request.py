@@ -231,7 +231,7 @@ _OUTPUT_PARTS = {
 }
 
 
-# The answer's form.
+# The format of the answer.
 
 
 def _text(text: Object) -> Object:
