@@ -1,10 +1,13 @@
 """What moves events: from upstreams into logs, and from logs to all who follow.
 
-A token meets them in this order:
+A start meets them in this order:
 
     start_request.py       StartRequest: what somebody wants started
     starter.py             Starter: decides on the id and creates the log; first_tries.py finds what a retry has begun
     producers.py           Producers: what runs on this node
+
+A token meets them in this order:
+
     producer.py            Producer: upstream -> entries
     writer.py              Writer: entries -> append -> acknowledged; repair.py puts back what Valkey has lost
     feed.py                Feed: acknowledged events, and who follows them here
@@ -12,10 +15,14 @@ A token meets them in this order:
     subscriber.py          Subscriber: one reader, live or behind; multiplexing.py: one reader of several feeds
     stream_connection.py   StreamConnection: what all long-lived connections have in common
 
-On another node the feed is filled by
+On any other node, it gets into the feed by
 
-    follower.py            Follower: keeps it equal to the log
-    hub.py                 Hub: all feeds of this node, opened and given up; cache.py, memory.py: ended ones
+    follower.py            Follower: keeps a feed equal to the log
+
+On every node, feeds are found in
+
+    hub.py                 Hub: all feeds of this node, produced or followed, opened and given up; cache.py, memory.py:
+                           ended ones
 
 A generation ends by its producer, or from elsewhere:
 

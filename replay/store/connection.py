@@ -240,7 +240,7 @@ class Link:
         if address.database:
             await wire.call("SELECT", address.database)
         await wire.call("CLIENT", "SETNAME", f"replay-{self.name}")
-        check_server(await wire.call("INFO", "server", "replication", "memory"))
+        check_server(await wire.call("INFO", "server", "replication", "memory", "cluster"))
         if self._greet is not None:
             await self._greet(wire.call)
 
@@ -294,6 +294,9 @@ def check_server(info: bytes) -> None:
         raise StoreRefused(f"--valkey-url names {server}: expected Valkey 8.0 or newer")
     if facts.get("role") == "slave":
         raise StoreRefused("--valkey-url names a read-only replica: expected the primary")
+    if facts.get("cluster_enabled") == "1":
+        # Even where it holds all slots: a start under a key compares two keys, which lie in two of them.
+        raise StoreRefused("--valkey-url names a server in cluster mode: expected one with cluster-enabled no")
     if facts.get("maxmemory_policy") not in (None, "noeviction") and facts.get("maxmemory") != "0":
         logger.warning(
             "valkey may evict logs before their ttl; set maxmemory-policy to noeviction",

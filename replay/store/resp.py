@@ -32,7 +32,7 @@ _REFUSALS = {
     "CLUSTERDOWN": "the Valkey cluster is down",
     "TRYAGAIN": "the Valkey cluster is moving a slot",
     "BUSY": "Valkey is busy with a script",
-    "MOVED": "Valkey is a cluster node: --valkey-url has to name a server that holds all slots",
+    "MOVED": "Valkey is in cluster mode: --valkey-url has to name a server with cluster-enabled no",
 }
 
 

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.async_api import BrowserContext
+from support.browser import open_tab
 from support.deadlines import DeadlineMissed, eventually
 from support.http1 import request
 from support.node import Node
@@ -20,6 +22,18 @@ from support.upstream import ScriptedUpstream
 
 VITE = Path(__file__).parent / "node_modules" / "vite" / "bin" / "vite.js"
 MEND = re.compile(r"\n *configure: .*")
+# A page of a project that Vite serves; it follows the generation that is named behind the `#`.
+PAGE = """<!doctype html>
+<link rel="icon" href="data:,">
+<pre id="answer"></pre>
+<script type="module">
+  %s
+  follow(location.hash.slice(1), {
+    onText: (piece) => answer.append(piece),
+    onEnd: ({ status }) => answer.append(` (${status})`),
+  });
+</script>
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -75,12 +89,17 @@ def start_vite(tmp_path: Path) -> Iterator[StartVite]:
     vite.destroy()
 
 
+def example(first_line: str) -> str:
+    """The example in the README that begins so."""
+    found = re.search(rf"```js\n({re.escape(first_line)}\n.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
 @pytest.fixture
 def shown() -> str:
     """The configuration in the README."""
-    found = re.search(r"```js\n(// vite\.config\.js\n.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
-    assert found
-    return found[1]
+    return example("// vite.config.js")
 
 
 async def test_with_the_shown_lines_a_cut_reaches_the_page(start_vite: StartVite, shown: str) -> None:
@@ -122,3 +141,39 @@ async def test_each_event_comes_before_the_next_is_produced_and_a_page_that_leav
         return (await node.api.generation(generation["id"]))["subscribers"]
 
     await eventually("nobody to subscribe", count, lambda subscribers: subscribers == 0)
+
+
+async def test_page_of_the_project_follows_a_generation_with_replay_js(
+    start_vite: StartVite,
+    shown: str,
+    make_node: MakeNode,
+    upstream: ScriptedUpstream,
+    browser: BrowserContext,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "index.html").write_text(PAGE % example("// in a page of yours"))
+    node = await make_node()
+    url = await start_vite(node, shown)
+    generation = await node.api.start()
+    call = await upstream.called()
+    await call.say("one ")
+
+    tab = await open_tab(browser, f"{url}/#{generation['id']}")
+    await tab.until("answer.textContent === wanted", "one ")
+    await call.say("two")
+    await call.finish()
+
+    await tab.until("answer.textContent === wanted", "one two (completed)")
+    assert tab.complaints == []
+
+
+async def test_what_only_begins_like_a_path_of_the_service_is_the_projects_own(
+    start_vite: StartVite, shown: str
+) -> None:
+    async with Stub(stream(EVENT)) as node:
+        url = await start_vite(node, shown)
+
+        for path in ("/generations-of-mine", "/feedback", "/events.js", "/replays/1", "/v1x", "/feed?after=1"):
+            await request("GET", f"{url}{path}")
+
+    assert node.requests == ["GET /feed?after=1"]

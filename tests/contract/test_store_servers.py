@@ -148,6 +148,21 @@ async def test_replica_is_refused_at_the_start(start_store, valkey):
         await start_store()
 
 
+@pytest.mark.parametrize("last_slot", [16_383, 8_191, 0])
+async def test_server_in_cluster_mode_is_refused_at_the_start_whichever_slots_it_holds(
+    start_store, tmp_path, last_slot
+):
+    server = ValkeyServer(tmp_path / "cluster", cluster_enabled="yes", cluster_port=free_port())
+    server.start()
+    try:
+        async with server.client() as client:
+            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, last_slot)
+        with pytest.raises(StoreRefused, match="--valkey-url names a server in cluster mode"):
+            await start_store(server.url)
+    finally:
+        server.destroy()
+
+
 @pytest.mark.parametrize(
     ("user", "says"),
     [
@@ -255,7 +270,7 @@ async def test_server_of_a_new_enough_version_is_taken(start_store, version):
         ("READONLY You can't write", StoreRefused, r"--valkey-url has to name the primary"),
         ("NOAUTH Authentication required.", StoreRefused, r"password.*--valkey-url"),
         ("NOPERM this user has no permissions", StoreRefused, r"ACL.*--valkey-url"),
-        ("MOVED 1234 127.0.0.1:7001", StoreRefused, r"--valkey-url has to name a server that holds all slots"),
+        ("MOVED 1234 127.0.0.1:7001", StoreRefused, r"--valkey-url has to name a server with cluster-enabled no"),
         ("ERR something nobody has thought of", StoreRefused, r"log says why"),
         ("LOADING Valkey is loading the dataset in memory", StoreUnavailable, "still reading its file"),
         ("CLUSTERDOWN The cluster is down", StoreUnavailable, "cluster is down"),

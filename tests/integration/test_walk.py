@@ -21,13 +21,15 @@ from replay.live.subscriber import Subscriber
 from replay.live.writer import Writer
 from replay.model.event import EventId
 from replay.store.valkey import ValkeyStore
+from replay.upstream.body import read_body
 from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder
 
 SENT, SHOWN = "bytes leave for Valkey", "bytes leave for the reader"
+WOKEN, REPLY = "wakes task produce <id>", "the event loop, with bytes from Valkey"
 WAYS = {
     token: (
-        *(Decoder.feed, Recorder.record, Writer.put, ValkeyStore.append, SENT),
+        *(read_body, Decoder.feed, Recorder.record, Writer.put, WOKEN, ValkeyStore.append, SENT, REPLY),
         *(Feed.extend, StreamConnection.write, SHOWN),
     ),
     last_event_id: (

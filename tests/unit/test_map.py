@@ -22,6 +22,7 @@ ROUTES = [name for name in NAMED if name.startswith("/") and name not in PATHS]
 TESTS = [name for name in NAMED if name.startswith("test_")]
 NAMES = [name for name in NAMED if re.fullmatch(r"[A-Za-z_][\w.]*", name) and name not in (*PATHS, *TESTS)]
 FOLDERS = ("cli", "client", "http", "live", "model", "store", "upstream", "wire")
+PAGES = PACKAGE / "http" / "static"
 
 
 def members_of(tree: ast.AST) -> set[str]:
@@ -88,11 +89,24 @@ def test_route_exists(route):
     assert any(path == route or path.startswith(f"{route}/") for path in paths)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+def docstring_of(folder: Path) -> str:
+    """The one that a folder opens with."""
+    return ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+
+
+@pytest.mark.parametrize("folder", [".", *FOLDERS])
 def test_map_of_a_folder_names_each_of_its_files(folder):
-    docstring = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8"))) or ""
     files = {path.name for path in (PACKAGE / folder).iterdir() if path.suffix in (".py", ".lua")} - {"__init__.py"}
-    assert set(re.findall(r"\b\w+\.(?:py|lua)\b", docstring)) == files
+    assert set(re.findall(r"\b\w+\.(?:py|lua)\b", docstring_of(PACKAGE / folder))) == files
+
+
+def test_map_of_the_package_names_each_of_its_folders():
+    assert set(re.findall(r"\b(\w+)/(?=[, ])", docstring_of(PACKAGE))) == set(FOLDERS)
+
+
+def test_map_of_the_pages_names_each_of_their_files():
+    files = {path.name for path in PAGES.rglob("*.*") if path.suffix in (".html", ".js", ".css")}
+    assert set(re.findall(r"\b[\w-]+\.(?:html|js|css)\b", docstring_of(PACKAGE / "http"))) == files
 
 
 @pytest.mark.parametrize("link", [link for link in LINKS if link.startswith("#")])

@@ -11,6 +11,11 @@ from walk.tracing import Line
 from walk.walks import last_event_id, token, world
 
 _COLUMNS = 120
+_HEAD = """\
+What stands further right is called by the line above it that stands further left. A task, or the event loop, begins
+or goes on at the margin: a task from its outermost function in, so that who reads stands before what it reads from.
+What wakes it stands above, as far as it is of this package.
+"""
 
 
 def printed(lines: list[Line]) -> Iterator[str]:
@@ -41,6 +46,7 @@ async def main() -> None:
     """Take both walks."""
     with tempfile.TemporaryDirectory() as directory:
         async with world(Path(directory)) as made:
+            print(_HEAD)
             for title, walk in (("The way of a token", token), ("The way of a Last-Event-ID", last_event_id)):
                 print(f"{title}: {walk.__doc__}\n", *printed(await walk(made)), "", sep="\n")
 

@@ -2,9 +2,9 @@
 
 A turn is what a task, or a callback of the loop, does until it waits. Of the functions that are called in it
 
-    are told         those that lead to bytes that leave, to a wait for Valkey, or to another that is told; those in
-                     another folder than their caller's; and those in another file of it that are called for what they
-                     do: they never return anything
+    are told         those that lead to bytes that leave, to a wait for Valkey, to a task that goes on, or to another
+                     that is told; those in another folder than their caller's; and those in another file of it that
+                     are called for what they do, and never return anything, or that hand on what comes in
     are not told     what was told before; properties, names in double underscores, comprehensions, lambdas; what is
                      counted for metrics; what `wire` and `model` call, where nothing waits
     stand on a line  those of one file that lead to each other
@@ -30,7 +30,7 @@ PACKAGE = Path(replay.__file__).parent
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _PURE = ("wire", "model")
 _METRICS = "live/counters.py"
-_WAITS, _SENT = "waits for Valkey", "bytes leave for "
+_WAITS, _SENT, _WAKES = "waits for Valkey", "bytes leave for ", "wakes "
 
 
 @dataclass(eq=False, slots=True)
@@ -90,8 +90,11 @@ class Tracer:
 
     def _note(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call":
-            if isinstance(getattr(argument, "__self__", None), socket.socket):
-                self._note_bytes(argument.__name__, argument.__self__)
+            whose = getattr(argument, "__self__", None)
+            if isinstance(whose, socket.socket):
+                self._note_bytes(argument.__name__, whose)
+            elif isinstance(whose, asyncio.Future) and argument.__name__ == "set_result":
+                self._note_waking(whose)
         elif not frame.f_code.co_filename.startswith(str(PACKAGE)):
             return
         elif event == "call":
@@ -118,13 +121,19 @@ class Tracer:
         elif whose is not None and self._running:
             self._now().append(_SENT + whose)
 
+    def _note_waking(self, future: asyncio.Future[Any]) -> None:
+        """Note which task goes on by what a function of the package has done."""
+        for callback, _ in future._callbacks or ():
+            task = getattr(callback, "__self__", None)
+            if isinstance(task, asyncio.Task) and self._running:
+                self._now().append(_WAKES + _named(task))
+
     def _now(self) -> list[Call | str]:
         """Where to note what happens now."""
         if self._running:
             return self._running[-1][1].inner
         task, self._bytes_from, bytes_from = asyncio.current_task(), "", self._bytes_from
-        whose = "the event loop" if task is None else "task " + re.sub(r"gen_\S+", "<id>", task.get_name())
-        whose = re.sub(r"task Task-\d+", "the request's task", whose)  # aiohttp gives it no name
+        whose = "the event loop" if task is None else _named(task)
         self._turns.append((whose + (f", with bytes from {bytes_from}" if bytes_from else ""), []))
         return self._turns[-1][1]
 
@@ -145,13 +154,19 @@ class Tracer:
         return lines
 
 
+def _named(task: asyncio.Task[Any]) -> str:
+    name = "task " + re.sub(r"gen_\S+", "<id>", task.get_name())
+    return re.sub(r"task Task-\d+", "the request's task", name)  # aiohttp gives it no name
+
+
 def _told(inner: list[Call | str], caller: Call | None, met: set[CodeType | str]) -> Iterator[Call | str]:
     """What is told of these; what is told of a function that is not comes in its place."""
     for what in inner:
         if isinstance(what, str):
-            if what == _WAITS or what not in met or "reader" in what:
+            once = f"{what} {caller and caller.code.co_qualname}" if what.startswith(_WAKES) else what
+            if what == _WAITS or once not in met or "reader" in what:
                 yield what
-            met.add(what)
+            met.add(once)
         elif caller is None or caller.folder not in _PURE:
             new = what.code not in met and not _is_noise(what)
             met |= {what.code} if new else set()
@@ -167,7 +182,8 @@ def _told(inner: list[Call | str], caller: Call | None, met: set[CodeType | str]
 def _goes_elsewhere(call: Call, caller: Call | None) -> bool:
     if caller is None or call.file == caller.file:
         return False
-    return call.folder != caller.folder or inspect.get_annotations(call.named).get("return") == "None"
+    hands_on = bool(call.code.co_flags & inspect.CO_ASYNC_GENERATOR)
+    return call.folder != caller.folder or hands_on or inspect.get_annotations(call.named).get("return") == "None"
 
 
 def _is_noise(call: Call) -> bool:

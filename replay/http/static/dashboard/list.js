@@ -192,7 +192,7 @@ export class ListPage {
     const line = `curl ${location.origin}/generations -d '{"prompt": "Why is the sky blue?"}'`;
     return [
       element("h2", {}, "No generations yet"),
-      element("p", {}, "Every answer that goes through this node appears here while it is being written."),
+      element("p", {}, "Every answer that goes through this service appears here while it is being written."),
       element("p", {}, button),
       element("p", { class: "aside" }, "Or from a terminal:"),
       element("pre", { class: "line", tabindex: "0" }, line),
