@@ -75,9 +75,7 @@ class ActivityWriter:
         self._store = store
         self._waiting: dict[bytes, Report] = {}  # by entry: what is reported twice waits once
         self._work = asyncio.Event()
-        self._digests: _Digests | None = (
-            None  # of what the log has; None before the first report, and where it was lost
-        )
+        self._digests: _Digests | None = None  # None before the first report, and where the log was lost
         self._last_before_outage: EventId | None = None  # where it ended when Valkey was away
         self._trim_due = True
         self._writing: asyncio.Task[None] | None = None

@@ -37,9 +37,11 @@ class World(NamedTuple):
 @pytest.fixture(autouse=True)
 def _no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # what is there already is not looked at: aiohttp keeps the handlers of nodes that have stopped
     gc.disable()
     yield
     gc.enable()
+    gc.unfreeze()
 
 
 @pytest.fixture
