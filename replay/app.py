@@ -188,7 +188,7 @@ class App:
         readers are sent elsewhere, a few at a time -> lease given up, connections closed.
         """
         self.producers.draining = True
-        logger.info("draining", extra={"generations": len(self.producers), "subscribers": len(self.hub.connections)})
+        logger.info("draining", extra={"generations": len(self.producers), "connections": len(self.hub.connections)})
         await self.producers.drain(self.settings.drain_grace_s)
         self._streaming.closed = True
         await self._release_connections()

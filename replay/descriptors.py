@@ -13,6 +13,6 @@ _LEAST_RESERVE = 32
 
 
 def mark() -> float:
-    """The number from which on they are Valkey's: an eighth of all, where there is a limit."""
+    """The number from which on they are Valkey's: an eighth of all, and 32 at least, where there is a limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if soft == resource.RLIM_INFINITY else soft - max(_LEAST_RESERVE, soft // 8)

@@ -87,7 +87,7 @@ class ModelNotFound(ReplayError):
 
 
 class PreviousResponseNotFound(InvalidRequest):
-    """The response to continue from is not here any more, or was never complete."""
+    """The response to continue from is not here any more, was never complete, or its request was not kept."""
 
     code = "previous_response_not_found"
 

@@ -9,7 +9,8 @@ A request meets them in this order:
     negotiation.py         media types and parameters; bodies.py: bodies; lists.py, listing.py: pages of lists
     (a face, below)
     start_requests.py      what a request asks to start
-    resuming.py            Resuming: who comes back with an event's id; alone decides on 204, reset and come back
+    resuming.py            Resuming: who comes back with a cursor; decides on 204 and come back, and on reset but for
+                           multiplexed streams
     streaming.py           makes a subscriber of a request; takeover.py takes its connection away from the server
     headers.py             what every answer has
 

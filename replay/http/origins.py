@@ -32,8 +32,8 @@ _HOST = re.compile(r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[^\s:/?#@\[\]]+))(
 
 # What a page of another origin may read of an answer beside its body.
 _EXPOSED = (
-    "Link, Location, Replay-Generation-Id, Replay-Ignored, Replay-Previous-Generation-Id, Retry-After, x-request-id, "
-    "x-should-retry"
+    "ETag, Link, Location, Replay-Generation-Id, Replay-Ignored, Replay-Previous-Generation-Id, Replay-Status, "
+    "Retry-After, x-request-id, x-should-retry"
 )
 _PREFLIGHT_S = 600  # a browser need not ask again for so long; what is taken out of the settings still counts then
 

@@ -26,7 +26,7 @@ from replay.wire.events import Format
 
 
 class Notice(NamedTuple):
-    """An event that is for one reader alone."""
+    """What a stream tells one reader beside its log."""
 
     name: str
     data: dict[str, Any]

@@ -35,7 +35,7 @@ def framing_of(request: web.Request) -> Framing:
 
 
 def head(request: web.Request, headers: dict[str, str]) -> bytes:
-    """Status line and headers of a 200 that ends with its connection."""
+    """Status line and headers of a stream's 200; its framing says how it ends."""
     lines = [f"HTTP/{request.version.major}.{request.version.minor} 200 OK"]
     fields = CIMultiDict(headers)
     complete(fields, request)

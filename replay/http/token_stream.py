@@ -69,8 +69,8 @@ class TokenStream:
         return await self._show(request, await self._start(request, _body_of(request), None))
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        """Do the same with a body of JSON."""
-        cursor = request.headers.get("Last-Event-ID")
+        """Start what a body of JSON asks for, or go on with what this reader has begun."""
+        cursor = cursor_of(request)
         if cursor:
             return await self._resume(request, cursor)
         return await self._show(request, await self._start_asked(request))

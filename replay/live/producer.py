@@ -249,7 +249,7 @@ class Producer:
 
     def _outlast(self) -> None:
         outage_s = self._settings.store_outage_s
-        self.finish(Status.FAILED, StoreUnavailable(f"Valkey was away for more than {outage_s:g} s"))
+        self.finish(Status.FAILED, StoreUnavailable(f"Valkey took nothing for more than {outage_s:g} s"))
 
     async def _adopt(self) -> None:
         """Show how somebody else ended it."""

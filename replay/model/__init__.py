@@ -36,7 +36,7 @@ Glossary, one word for a thing:
     piece         what is handed on at once: of a log whole events, of a string or a body whatever has come
     segment       a piece of a log that was framed once for all who come late
     notice        what a stream tells beside its log: `live`, `reset`, `snapshot`, …; in a `start`, a word to readers
-    face          a group of routes that show the log in one API's words
+    face          a group of routes; most show the log in one API's words
     activity      what becomes of all generations, as one log that every node writes (its URL, key and `feed_cursor`
                   say *feed*)
     lease         what says that a node is alive; a live generation whose node has none is an orphan

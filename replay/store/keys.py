@@ -32,7 +32,7 @@ from replay.model.event import Event, EventId
 from replay.store import Row
 
 NUL = b"\0"
-LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl
+LISTS_MS = 31 * 86_400_000  # the lists are kept this long after they were last written: the longest ttl by default
 
 
 class Keys:

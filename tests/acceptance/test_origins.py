@@ -232,7 +232,7 @@ async def test_a_page_of_an_allowed_origin_may_do_everything_and_read_it(open_no
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, OURS)
     assert answer.headers["access-control-allow-credentials"] == "true"
     exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
-    assert exposed >= {"replay-generation-id", "location", "link", "x-request-id"}
+    assert exposed >= {"replay-generation-id", "replay-status", "etag", "location", "link", "x-request-id"}
     assert "Origin" in answer.headers["vary"]
 
 

@@ -163,8 +163,13 @@ async def test_a_post_says_the_same_in_json(service, upstream):
 
     # and resumes as a GET does, whatever its body says
     cursor = messages(answer.body)[0].last_event_id
-    again = await post(service, {"prompt": "another"}, {"Last-Event-ID": cursor})
-    assert messages(again.body) == messages(answer.body)[1:]
+    another = {"prompt": "another"}
+    for again in (
+        await post(service, another, {"Last-Event-ID": cursor}),
+        await request("POST", service.at(TOKENS_PATH, after=cursor), json_body=another),
+        await request("POST", service.at(TOKENS_PATH, lastEventId=cursor), json_body=another),
+    ):
+        assert messages(again.body) == messages(answer.body)[1:]
     assert len(upstream.calls) == 1
 
 

@@ -12,9 +12,9 @@ from walk.walks import last_event_id, token, world
 
 _COLUMNS = 120
 _HEAD = """\
-What stands further right is called by the line above it that stands further left. A task, or the event loop, begins
-or goes on at the margin: a task from its outermost function in, so that who reads stands before what it reads from.
-What wakes it stands above, as far as it is of this package.
+What stands further right is called by the line above it that stands further left. A task, or the event loop,
+begins at the margin, from its outermost function in, or goes on there with what it calls next. What wakes it stands
+above, as far as it is of this package. What was told once is not told again: what it does then stands under its caller.
 """
 
 
