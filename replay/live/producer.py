@@ -172,7 +172,7 @@ class Producer:
                     if decoder.overflow:
                         if recorder.whole:
                             return
-                        raise LimitExceeded(f"upstream event: more than {self._settings.max_chunk_bytes} bytes")
+                        raise LimitExceeded(f"chunk: more than {self._settings.max_chunk_bytes} bytes")
                     allowed_s = _AFTER_DONE_S if recorder.done else _AFTER_FINISH_S if recorder.finished else None
                     if allowed_s != granted_s:  # and not with each piece: comments may go on for ever
                         granted_s = allowed_s
