@@ -28,7 +28,7 @@ from replay.upstream import Api
 from replay.wire import json
 from replay.wire.kept_request import without_keys
 from replay.wire.repeated import REPEATED
-from replay.wire.responses_format import RESPONSES, ResponseView
+from replay.wire.responses_format import RESPONSE_EVENTS, ResponseView
 from replay.wire.responses_tools import Tools, tools_of
 
 _LARGEST_NUMBER = 2**31
@@ -139,7 +139,7 @@ class ResponseCalls:
         next_seq, with_head = resumption or (len(feed.log), b"")
         headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request[REQUEST_ID]}
         return service.streaming.stream(
-            request, feed, RESPONSES, next_seq=next_seq, with_head=with_head, headers=headers
+            request, feed, RESPONSE_EVENTS, next_seq=next_seq, with_head=with_head, headers=headers
         )
 
     def _answer(self, feed: Feed) -> web.Response:
