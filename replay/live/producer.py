@@ -163,7 +163,7 @@ class Producer:
             try:
                 granted_s: float | None = None  # for what may follow the last word; None before that
                 async for piece in pieces:
-                    for message in unfolded(decoder.feed(piece)):
+                    for message in unfolded(decoder.decode(piece)):
                         self._take(recorder.record(message))
                         if recorder.error is not None:
                             return

@@ -43,7 +43,7 @@ def delta(index: int = 0, finish_reason: str | None = None, **said: Any) -> dict
 def recorded(sample: Sample) -> tuple[list[bytes], Recorder, Decoder]:
     """A sample as the producer records it."""
     decoder, recorder = Decoder(1 << 20), Recorder()
-    taken = [*decoder.feed(sample.body), *decoder.finish()]
+    taken = [*decoder.decode(sample.body), *decoder.finish()]
     entries = [recorder.record(message) for message in taken]
     return [entry for entry in entries if entry is not None], recorder, decoder
 
