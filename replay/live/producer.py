@@ -34,7 +34,7 @@ from replay.upstream import Call, Upstream
 from replay.wire.events import encode_end
 from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder
-from replay.wire.whole import unfolded
+from replay.wire.unfolding import unfolded
 
 logger = logging.getLogger(__name__)
 
