@@ -133,7 +133,7 @@ class Starter:
             claim = await self._store.claim(key_hash, offer, ttl_ms=self._settings.idempotency_ttl_s * 1000)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
-            started = await self._follow(start_request, key_hash, claim, new=claim == offer)
+            started = await self._start_under(start_request, key_hash, claim, new=claim == offer)
             if not started.feed.in_vain or started.created:
                 return started
             if self._hub.healing:
@@ -148,7 +148,7 @@ class Starter:
                 claim.mark,
             )
 
-    async def _follow(self, start_request: StartRequest, key_hash: str, claim: Claim, *, new: bool) -> Started:
+    async def _start_under(self, start_request: StartRequest, key_hash: str, claim: Claim, *, new: bool) -> Started:
         """Start what a claim leads to, unless that was done; raises GenerationExists where its id is not the key's."""
         generation_id = claim.generation_id
         running = self._producers.live(generation_id)
