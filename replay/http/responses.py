@@ -15,8 +15,8 @@ from replay.errors import GenerationNotFound, InvalidRequest, PreviousResponseNo
 from replay.http import negotiation
 from replay.http.bodies import shown
 from replay.http.headers import REQUEST_ID
-from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
+from replay.http.openai_lists import page_of
 from replay.http.openai_service import OpenAIService, answer_json, kept_request, link_headers, take_flag
 from replay.http.problems import openai_error
 from replay.http.start_requests import start_request_of

@@ -10,8 +10,8 @@ from typing import Any
 from aiohttp import web
 
 from replay.errors import GenerationNotFound, InvalidRequest
-from replay.http.lists import listing, page_of, read_paging
 from replay.http.negotiation import generation_id_of
+from replay.http.openai_lists import listing, page_of, read_paging
 from replay.http.openai_service import OpenAIService, answer_json, assembled, kept_request
 from replay.live.feed import Feed
 from replay.model.event import Kind
