@@ -145,7 +145,7 @@ class Settings:
         "a request kept beside its generation, for its messages and for responses that continue it; not if larger",
         least=0,
     )
-    max_chunk_bytes: int = _setting(4 << 20, "one upstream event; protects from an endless line", least=1024)
+    max_chunk_bytes: int = _setting(4 << 20, "one chunk of an upstream; protects from an endless line", least=1024)
     max_generation_bytes: int = _setting(
         32 << 20, "one generation's log in memory, where a node keeps the logs it serves", least=1024
     )

@@ -166,7 +166,7 @@ class AsyncClient:
                 async with self._http.stream(**self._connection.stream_arguments(following.connect())) as response:
                     if following.accepts(response.status_code, response.headers):
                         async for piece in response.aiter_raw():
-                            for event in following.feed(piece):
+                            for event in following.take(piece):
                                 yield event
                             if following.complete:
                                 return

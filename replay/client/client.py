@@ -201,7 +201,7 @@ class Client:
                 with self._http.stream(**self._connection.stream_arguments(following.connect())) as response:
                     if following.accepts(response.status_code, response.headers):
                         for piece in response.iter_raw():
-                            yield from following.feed(piece)
+                            yield from following.take(piece)
                             if following.complete:
                                 return
                         outcome = following.ended()

@@ -59,7 +59,7 @@ class Following:
             raise UnexpectedAnswer(f"expected events as {requests.NDJSON}, got status {status} with {media_type!r}")
         return True
 
-    def feed(self, piece: bytes) -> Iterator[Event]:
+    def take(self, piece: bytes) -> Iterator[Event]:
         """The events that are whole with this piece of the body; raises NotAnEvent."""
         self._empty = False
         *ends, half_line = piece.split(b"\n")
@@ -67,10 +67,10 @@ class Following:
             line = b"".join((*self._half_line, end))
             self._half_line = []
             if not self.complete and line.strip():
-                yield self._take(read_event(line))
+                yield self._note(read_event(line))
         self._half_line.append(half_line)
 
-    def _take(self, event: Event) -> Event:
+    def _note(self, event: Event) -> Event:
         self._backoff.reached()
         if event.event_id is not None:
             self._cursor = event.event_id

@@ -6,7 +6,8 @@ A request meets them in this order:
       heads.py             whether bytes are a part of a head
     origins.py             which hosts, and which pages of other origins, are let in
     problems.py            errors as RFC 9457 has them, and as OpenAI's clients expect them
-    negotiation.py         media types and parameters; bodies.py: bodies; lists.py, listing.py: pages of lists
+    negotiation.py         media types and parameters; bodies.py: bodies
+    generation_list.py     what is asked of the list of generations; openai_lists.py: pages of lists as OpenAI has them
     (a face, below)
     start_requests.py      what a request asks to start
     resuming.py            Resuming: who comes back with a cursor; decides on 204 and come back, and on reset but for

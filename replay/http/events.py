@@ -18,7 +18,7 @@ from replay.live.subscriber import Pace
 from replay.model.event import FROM_START, EventId
 from replay.wire import json
 from replay.wire.events import NDJSON, SSE, Format, event_objects
-from replay.wire.openai_formats import CHUNKS
+from replay.wire.openai_formats import OPENAI_CHUNKS
 
 _STREAM = "text/event-stream"
 _LINES = "application/x-ndjson"
@@ -108,7 +108,7 @@ def _format(request: web.Request) -> Format | None:
     """The format that is asked for; None is a page."""
     name = request.query.get("format")
     if name == "openai":
-        return CHUNKS  # whatever Accept says: the official SDK asks for JSON when it wants a stream
+        return OPENAI_CHUNKS  # whatever Accept says: the official SDK asks for JSON when it wants a stream
     if name is not None:
         raise InvalidRequest(f"format={name[:100]!r}: expected openai, or no format")
     return _FORMATS.get(negotiation.accepted(request, (_STREAM, _LINES, _PAGE)))

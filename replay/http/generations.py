@@ -12,8 +12,8 @@ from replay.config import Settings
 from replay.http import negotiation
 from replay.http.bodies import Bodies
 from replay.http.events import Events, read_events_query
+from replay.http.generation_list import read_query, spell
 from replay.http.headers import names_of
-from replay.http.listing import read_query, spell
 from replay.http.negotiation import generation_id_of
 from replay.http.start_requests import read_start_request
 from replay.live.activity import Activity

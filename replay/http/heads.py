@@ -26,7 +26,7 @@ class Heads:
         self._body: int | None = 0  # bytes to come of the last request's body; None where it cannot be said
         self._ends_with_empty_line = True  # the last request, be it with its head or with a body in chunks
 
-    def feed(
+    def take(
         self, data: bytes, requests: Iterable[RawRequestMessage] = (), *, within_body: bool = False, ended: bool = True
     ) -> None:
         """Take what has come.

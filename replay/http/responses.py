@@ -15,8 +15,8 @@ from replay.errors import GenerationNotFound, InvalidRequest, PreviousResponseNo
 from replay.http import negotiation
 from replay.http.bodies import shown
 from replay.http.headers import REQUEST_ID
-from replay.http.lists import page_of
 from replay.http.negotiation import generation_id_of
+from replay.http.openai_lists import page_of
 from replay.http.openai_service import OpenAIService, answer_json, kept_request, link_headers, take_flag
 from replay.http.problems import openai_error
 from replay.http.start_requests import start_request_of
@@ -28,7 +28,7 @@ from replay.upstream import Api
 from replay.wire import json
 from replay.wire.kept_request import without_keys
 from replay.wire.repeated import REPEATED
-from replay.wire.responses_format import RESPONSES, ResponseView
+from replay.wire.responses_format import RESPONSE_EVENTS, ResponseView
 from replay.wire.responses_tools import Tools, tools_of
 
 _LARGEST_NUMBER = 2**31
@@ -139,7 +139,7 @@ class ResponseCalls:
         next_seq, with_head = resumption or (len(feed.log), b"")
         headers = link_headers(feed) | self._ignored(feed) | {"x-request-id": request[REQUEST_ID]}
         return service.streaming.stream(
-            request, feed, RESPONSES, next_seq=next_seq, with_head=with_head, headers=headers
+            request, feed, RESPONSE_EVENTS, next_seq=next_seq, with_head=with_head, headers=headers
         )
 
     def _answer(self, feed: Feed) -> web.Response:

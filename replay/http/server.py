@@ -85,7 +85,7 @@ class Connection(ServerConnection):
         ended = self._body is None or self._body.is_eof()
         understood = self.latest_heads(new)
         self._refused = self._refused or len(understood) < new
-        self._heads.feed(data, understood, within_body=within_body, ended=ended)
+        self._heads.take(data, understood, within_body=within_body, ended=ended)
         if self._heads.unfinished and not self._refused:
             self._limit_head()
 

@@ -10,8 +10,8 @@ from typing import Any
 from aiohttp import web
 
 from replay.errors import GenerationNotFound, InvalidRequest
-from replay.http.lists import listing, page_of, read_paging
 from replay.http.negotiation import generation_id_of
+from replay.http.openai_lists import listing, page_of, read_paging
 from replay.http.openai_service import OpenAIService, answer_json, assembled, kept_request
 from replay.live.feed import Feed
 from replay.model.event import Kind
@@ -66,17 +66,17 @@ class Stored:
     async def list_completions(self, request: web.Request) -> web.Response:
         """Answer with completed chat completions, oldest first or, with `order=desc`, newest first."""
         paging, chosen = read_paging(request), _Filter(request)
-        cursor = None if paging.after is None else await self._row(paging.after)
+        row = None if paging.after is None else await self._row(paging.after)
         ids: list[str] = []
         for _ in range(_MOST_PAGES):
-            page = await self._service.store.recent(before=cursor, limit=_PAGE, oldest_first=paging.oldest_first)
+            page = await self._service.store.recent(before=row, limit=_PAGE, oldest_first=paging.oldest_first)
             all_bounds = await self._service.store.bounds(page.generation_ids)
             ids += [bounds_id(bounds) for bounds in all_bounds if bounds is not None and chosen.has(bounds)]
-            cursor = page.next
-            if len(ids) > paging.limit or cursor is None:
+            row = page.next
+            if len(ids) > paging.limit or row is None:
                 break
         completions = [completion async for completion in self._shown(ids[: paging.limit])]
-        return answer_json(listing(completions, has_more=len(ids) > paging.limit or cursor is not None))
+        return answer_json(listing(completions, has_more=len(ids) > paging.limit or row is not None))
 
     async def _shown(self, generation_ids: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
         for generation_id in generation_ids:

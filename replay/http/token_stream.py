@@ -26,7 +26,7 @@ from replay.live.feed import Feed
 from replay.live.starter import Started
 from replay.model.event import EventId
 from replay.upstream import Api
-from replay.wire.openai_formats import TOKENS
+from replay.wire.openai_formats import TOKEN_LINES
 
 
 def _finite(text: str) -> float:
@@ -95,7 +95,9 @@ class TokenStream:
             return await service.failure(feed, alone=started.alone)
         # A reader that is cut before its first token has to know where it was all the same.
         with_head = b"" if _has_token(feed) else _cursor_alone(feed, service.settings.retry_ms)
-        return service.streaming.stream(request, feed, TOKENS, with_head=with_head, headers=_headers(request, feed))
+        return service.streaming.stream(
+            request, feed, TOKEN_LINES, with_head=with_head, headers=_headers(request, feed)
+        )
 
     async def _first_token(self, feed: Feed) -> None:
         """Wait for the first token or the end, but not so long that a client or a proxy gives up."""
@@ -117,7 +119,7 @@ class TokenStream:
             return after_event(feed, event_id, known=await service.hub.find(feed, event_id), asked=cursor)
 
         open_feed, headers = partial(service.hub.open, generation_id), partial(_headers, request)
-        return await self._resuming.follow(request, TOKENS, open_feed, resume, headers=headers)
+        return await self._resuming.follow(request, TOKEN_LINES, open_feed, resume, headers=headers)
 
 
 def _headers(request: web.Request, feed: Feed) -> dict[str, str]:

@@ -61,21 +61,21 @@ class Catalogue:
         Followed from ``next`` to ``next``, every one that was there all the time and is wanted comes once.
         """
         look = _Look(selection, limit)
-        cursor = _first(selection, before)
+        row = _first(selection, before)
         if selection.live_only:
             recent = _Live(await self._store.live_rows()).recent
         else:
             recent = partial(self._store.recent, since_ms=selection.since_ms)
         for _ in range(_MOST_BITES):
-            page = await recent(before=cursor, limit=_BITE)
+            page = await recent(before=row, limit=_BITE)
             async with self._turn:
                 last = await look.at(page.rows, await self._ends(page))
             if last is not None:
                 return Found(look.listed, None if page.next is None and last == page.rows[-1] else last)
-            cursor = page.next
-            if cursor is None:
+            row = page.next
+            if row is None:
                 break
-        return Found(look.listed, cursor)
+        return Found(look.listed, row)
 
     async def _ends(self, page: Page) -> list[Bounds | None]:
         """The ends of the logs of a page; what has no log any more is taken off the list."""

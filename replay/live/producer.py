@@ -34,7 +34,7 @@ from replay.upstream import Call, Upstream
 from replay.wire.events import encode_end
 from replay.wire.recorder import Recorder
 from replay.wire.sse import Decoder
-from replay.wire.whole import unfolded
+from replay.wire.unfolding import unfolded
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Producer:
             try:
                 granted_s: float | None = None  # for what may follow the last word; None before that
                 async for piece in pieces:
-                    for message in unfolded(decoder.feed(piece)):
+                    for message in unfolded(decoder.decode(piece)):
                         self._take(recorder.record(message))
                         if recorder.error is not None:
                             return
@@ -172,7 +172,7 @@ class Producer:
                     if decoder.overflow:
                         if recorder.whole:
                             return
-                        raise LimitExceeded(f"upstream event: more than {self._settings.max_chunk_bytes} bytes")
+                        raise LimitExceeded(f"chunk: more than {self._settings.max_chunk_bytes} bytes")
                     allowed_s = _AFTER_DONE_S if recorder.done else _AFTER_FINISH_S if recorder.finished else None
                     if allowed_s != granted_s:  # and not with each piece: comments may go on for ever
                         granted_s = allowed_s

@@ -54,8 +54,8 @@ async def list_again(store: EventStore, feed: Feed) -> None:
     start = feed.start
     await store.register(feed.generation_id, node=start.node, created_ms=feed.log.times[0])
     if start.idempotency is not None and start.fingerprint is not None:
-        token = start.claim or feed.generation_id
-        claim = Claim(feed.generation_id, start.fingerprint, token, start.attempt or 0, start.previous, start.after)
+        mark = start.claim or feed.generation_id
+        claim = Claim(feed.generation_id, start.fingerprint, mark, start.attempt or 0, start.previous, start.after)
         await store.claim(start.idempotency, claim, ttl_ms=start.ttl_ms)
     if start.digest is not None and not feed.log.complete:
         await store.note_try(start.digest, feed.generation_id, created_ms=feed.log.times[0])

@@ -128,12 +128,12 @@ class Starter:
         key_hash = hashlib.sha256(key.encode()).hexdigest()
         if self._hub.healing and await self._store.claimed(key_hash) is None:
             raise StoreUnavailable("Valkey has just come back, and it is not sure that this key is new")
-        offer = Claim(start_request.generation_id or new_generation_id(), fingerprint, _new_token())
+        offer = Claim(start_request.generation_id or new_generation_id(), fingerprint, _new_mark())
         while True:
             claim = await self._store.claim(key_hash, offer, ttl_ms=self._settings.idempotency_ttl_s * 1000)
             if claim.fingerprint != fingerprint:
                 raise IdempotencyKeyReused("the same Idempotency-Key came with another request body before")
-            started = await self._follow(start_request, key_hash, claim, new=claim == offer)
+            started = await self._start_under(start_request, key_hash, claim, new=claim == offer)
             if not started.feed.in_vain or started.created:
                 return started
             if self._hub.healing:
@@ -142,13 +142,13 @@ class Starter:
             offer = Claim(
                 new_generation_id(),
                 fingerprint,
-                _new_token(),
+                _new_mark(),
                 claim.attempts_before + 1,
                 claim.generation_id,
-                claim.token,
+                claim.mark,
             )
 
-    async def _follow(self, start_request: StartRequest, key_hash: str, claim: Claim, *, new: bool) -> Started:
+    async def _start_under(self, start_request: StartRequest, key_hash: str, claim: Claim, *, new: bool) -> Started:
         """Start what a claim leads to, unless that was done; raises GenerationExists where its id is not the key's."""
         generation_id = claim.generation_id
         running = self._producers.live(generation_id)
@@ -163,7 +163,7 @@ class Starter:
                     start_request,
                     generation_id,
                     idempotency=key_hash,
-                    claim=claim.token,
+                    claim=claim.mark,
                     after=claim.after,
                     fingerprint=claim.fingerprint,
                     attempt=claim.attempts_before or None,
@@ -174,7 +174,7 @@ class Starter:
             except _ClaimOver:
                 # What was started under it was refused and has been cleared away, by somebody who may not have come to
                 # this any more.
-                await self._store.release(key_hash, claim.token)
+                await self._store.release(key_hash, claim.mark)
                 return await self._start_once(start_request)
         try:
             feed = await self._hub.open(generation_id)
@@ -183,7 +183,7 @@ class Starter:
         if feed.start.idempotency == key_hash:
             return Started(feed, created=False)
         if new:
-            await self._store.release(key_hash, claim.token)
+            await self._store.release(key_hash, claim.mark)
         raise GenerationExists(f"generation {generation_id!r} exists")
 
     async def _create(self, start_request: StartRequest, generation_id: str, **found_by: Any) -> Started:
@@ -197,7 +197,7 @@ class Starter:
             generation_id=generation_id,
             model=model,
             node=self._node,
-            run=_new_token(),
+            run=_new_mark(),
             ttl_ms=start_request.ttl_ms,
             abandon_after_ms=start_request.abandon_after_ms,
             metadata=start_request.metadata,
@@ -305,5 +305,5 @@ class Starter:
             await self._store.register(generation_id, node=owner, created_ms=bounds.first.id.ms)
 
 
-def _new_token() -> str:
+def _new_mark() -> str:
     return secrets.token_hex(8)

@@ -65,8 +65,8 @@ class Start:
     metadata: dict[str, Any] | None = None
     notice: str | None = None  # what a reader should be told of the upstream, as that it is a demonstration
     idempotency: str | None = None  # the key this generation was started under
-    claim: str | None = None  # the token of the claim on that key; None: earlier versions had none
-    after: str | None = None  # the token of the claim that this one has taken over
+    claim: str | None = None  # the mark of the claim on that key; None: earlier versions had none
+    after: str | None = None  # the mark of the claim that this one has taken over
     fingerprint: str | None = None  # of the request, where there is a claim: what the claim was for
     attempt: int | None = None  # how many were started under the claim before; None: it is the first
     previous: str | None = None  # the id of the last of those

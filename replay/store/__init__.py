@@ -71,10 +71,10 @@ class Claim(NamedTuple):
 
     generation_id: str  # it may be a chosen one, and that of several claims
     fingerprint: str  # of the request
-    token: str  # unlike that of any other claim
+    mark: str  # unlike that of any other claim
     attempts_before: int = 0  # how many were started under the key
     previous: str | None = None  # the id of the last of those
-    after: str | None = None  # the token of the claim that it takes over
+    after: str | None = None  # the mark of the claim that it takes over
 
 
 class Renewed(NamedTuple):
@@ -114,7 +114,7 @@ class Logs(Protocol):
 
         It is listed first: a log that is on no list would never be found as an orphan. Where it is refused, and after
         StoreUnavailable, it may be listed all the same, and under the wrong node. A ``request`` is kept beside the log
-        and expires with it. ``claim`` is the token of one: a log is not created, although there is none, when that is
+        and expires with it. ``claim`` is the mark of one: a log is not created, although there is none, when that is
         over (see `delete`). None when the events are acknowledged, also when an earlier try has put them there.
         """
 
@@ -167,7 +167,7 @@ class Logs(Protocol):
     ) -> bool:
         """Remove every trace, bury the run, and tell every node; whether there was a log.
 
-        ``idempotency`` is the key, and ``digest`` that of the call, which may lead to it. ``claim`` is the token of the
+        ``idempotency`` is the key, and ``digest`` that of the call, which may lead to it. ``claim`` is the mark of the
         claim on that key, which is over then: nothing can be created under it any more.
         """
 
@@ -214,8 +214,8 @@ class Claims(Protocol):
     async def claimed(self, key: str) -> Claim | None:
         """Return what a key is bound to; None where it is not."""
 
-    async def release(self, key: str, token: str) -> None:
-        """Unbind a key, if it is bound by the claim with this token."""
+    async def release(self, key: str, mark: str) -> None:
+        """Unbind a key, if it is bound by the claim with this mark."""
 
     async def note_try(self, digest: str, generation_id: str, *, created_ms: int) -> None:
         """Note what a call has started, for its retries; the digest stands for the call and its caller."""

@@ -35,12 +35,12 @@ class ValkeyClaims:
         bound = await self._reads.ask("GET", self._keys.claim(key))
         return None if bound is None else _read(bound)
 
-    async def release(self, key: str, token: str) -> None:
+    async def release(self, key: str, mark: str) -> None:
         """Unbind a key that is bound by a claim."""
-        await self._appends.call(*self._releasing(key, token))
+        await self._appends.call(*self._releasing(key, mark))
 
-    def _releasing(self, key: str, token: str) -> tuple[str | int, ...]:
-        return "EVAL", _RELEASE, 1, self._keys.claim(key), token
+    def _releasing(self, key: str, mark: str) -> tuple[str | int, ...]:
+        return "EVAL", _RELEASE, 1, self._keys.claim(key), mark
 
     async def note_try(self, digest: str, generation_id: str, *, created_ms: int) -> None:
         """Note what a call has started."""
@@ -68,12 +68,12 @@ class ValkeyClaims:
 
 
 def _written(claim: Claim) -> bytes:
-    first = {"id": claim.generation_id, "body": claim.fingerprint, "token": claim.token}
+    first = {"id": claim.generation_id, "body": claim.fingerprint, "token": claim.mark}
     later = {"attempt": claim.attempts_before, "previous": claim.previous, "after": claim.after}
     return json.dumps(first | later if claim.attempts_before else first)
 
 
 def _read(raw: bytes) -> Claim:
     bound = json.loads(raw)
-    token = bound.get("token", bound["id"])  # earlier versions had none
-    return Claim(bound["id"], bound["body"], token, bound.get("attempt", 0), bound.get("previous"), bound.get("after"))
+    mark = bound.get("token", bound["id"])  # earlier versions had none
+    return Claim(bound["id"], bound["body"], mark, bound.get("attempt", 0), bound.get("previous"), bound.get("after"))

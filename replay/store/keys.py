@@ -86,9 +86,9 @@ class Keys:
         """The note that a retry was given a generation; hashed, since it may outlive that."""
         return f"{self._prefix}taken:" + hashlib.sha256(generation_id.encode()).hexdigest()
 
-    def over(self, generation_id: str, token: str) -> str:
+    def over(self, generation_id: str, mark: str) -> str:
         """The note that a run, or a claim, is over; hashed, so that nothing names the generation any more."""
-        return f"{self._prefix}over:" + hashlib.sha256(f"{generation_id} {token}".encode()).hexdigest()
+        return f"{self._prefix}over:" + hashlib.sha256(f"{generation_id} {mark}".encode()).hexdigest()
 
 
 def parse_event_id(raw: bytes) -> EventId:

@@ -235,9 +235,9 @@ class ValkeyStore(ValkeyLists, ValkeyClaims, ValkeyLeases):
         await self._appends.ready()
         call = self._appends.start_call
         answers = [
-            call("SET", self._keys.over(generation_id, token), "1", "PX", BURIED_MS)
-            for token in (run, claim)
-            if token is not None
+            call("SET", self._keys.over(generation_id, mark), "1", "PX", BURIED_MS)
+            for mark in (run, claim)
+            if mark is not None
         ]
         removed = call("DEL", self._keys.events(generation_id))
         answers += [

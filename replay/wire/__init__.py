@@ -3,7 +3,7 @@
 A token meets them in this order. In, from the upstream:
 
     sse.py                 Decoder: pieces of a body into messages
-    whole.py               a whole completion where a stream was asked for, as the chunks that say the same
+    unfolding.py           a whole completion where a stream was asked for, as the chunks that say the same
     recorder.py            Recorder: messages into entries, and the verdict on the stream
       chunk.py, noise.py   one chunk out of a message's data, and what is none
       dialect.py           Dialect: what has to be known of how a family of upstreams says things; `dialects.py` has all

@@ -1,9 +1,9 @@
 """A log as OpenAI's clients see it: the upstream's own chunks under the generation's id.
 
-CHUNKS              with event ids, for `EventSource` (`format=openai`)
+OPENAI_CHUNKS       with event ids, for `EventSource` (`format=openai`)
 COMPLETIONS         `data:` lines alone, as the SDKs need them
 COMPLETIONS_BARE    the same without the usage that the client did not ask for
-TOKENS              the visible text alone, for a plain page; the ids name the generation too
+TOKEN_LINES         the visible text alone, for a plain page; the ids name the generation too
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _completions(*, usage: bool) -> Format:
     return Format(_STREAM, encode, no_notice, sse.KEEPALIVE, event_source=False, cut_unless_completed=True)
 
 
-CHUNKS = Format(_STREAM, _with_ids, no_notice, sse.KEEPALIVE, event_source=True)
+OPENAI_CHUNKS = Format(_STREAM, _with_ids, no_notice, sse.KEEPALIVE, event_source=True)
 COMPLETIONS = _completions(usage=True)
 COMPLETIONS_BARE = _completions(usage=False)
-TOKENS = Format(_STREAM, _as_tokens, _reset_alone, sse.KEEPALIVE, event_source=True)
+TOKEN_LINES = Format(_STREAM, _as_tokens, _reset_alone, sse.KEEPALIVE, event_source=True)

@@ -66,7 +66,7 @@ def _words(kind: str, body: bytes, redaction: Redaction) -> Any:
     """What a body says that is not JSON, as far as it is meant for a reader: an error object, or a text."""
     if kind == "text/event-stream":
         decoder = Decoder(LARGEST)
-        for message in (*decoder.feed(body), *decoder.finish()):
+        for message in (*decoder.decode(body), *decoder.finish()):
             said = _json(message.data)
             if isinstance(said, dict):
                 return redaction.value(said.get("error") or said)

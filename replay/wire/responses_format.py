@@ -11,7 +11,7 @@ from replay.wire.dialects import dialect_of
 from replay.wire.events import Format, Recording, decode_end, no_notice
 from replay.wire.openai import chunk_of
 from replay.wire.responses import Responses
-from replay.wire.responses_dialect import RESPONSES as DIALECT
+from replay.wire.responses_dialect import RESPONSES
 
 
 class ResponseView:
@@ -65,7 +65,7 @@ class ResponseView:
             return self._responses.end(end.status, end.error, event.id.ms // 1000)
         chunk = json.loads(chunk_of(event.entry, recording.template(event.id.seq)))
         if self.translated is None:
-            self.translated = dialect_of(chunk) is not DIALECT
+            self.translated = dialect_of(chunk) is not RESPONSES
         return self._responses.add(chunk, event.id.ms // 1000)
 
 
@@ -73,4 +73,4 @@ def _encode(recording: Recording, start: int, stop: int) -> bytes:
     return recording.view(ResponseView).between(start, stop)
 
 
-RESPONSES = Format("text/event-stream; charset=utf-8", _encode, no_notice, sse.KEEPALIVE, event_source=False)
+RESPONSE_EVENTS = Format("text/event-stream; charset=utf-8", _encode, no_notice, sse.KEEPALIVE, event_source=False)

@@ -235,19 +235,19 @@ _OUTPUT_PARTS = {
 
 
 def _text(text: Object) -> Object:
-    form = object_in(text, "format", "text")
-    as_chat = _translated(form, _FORMATS, "text.format") if form else {}
+    wanted = object_in(text, "format", "text")
+    as_chat = _translated(wanted, _FORMATS, "text.format") if wanted else {}
     return {"response_format": as_chat or None, "verbosity": text.get("verbosity")}
 
 
-def _json_schema(form: Object, path: str) -> Object:
-    schema = {"name": string_in(form, "name", path), **given(form, "schema", "strict", "description")}
+def _json_schema(wanted: Object, path: str) -> Object:
+    schema = {"name": string_in(wanted, "name", path), **given(wanted, "schema", "strict", "description")}
     return {"type": "json_schema", "json_schema": schema}
 
 
 _FORMATS: dict[str, _Translation] = {
-    "text": lambda form, path: {},
-    "json_object": lambda form, path: {"type": "json_object"},
+    "text": lambda wanted, path: {},
+    "json_object": lambda wanted, path: {"type": "json_object"},
     "json_schema": _json_schema,
 }
 

@@ -152,14 +152,14 @@ def _function(tool: Object, path: str) -> Object:
 
 def _custom(tool: Object, path: str) -> Object:
     custom = given(tool, "description")
-    form = object_in(tool, "format", path)
-    if form:
-        custom["format"] = one_of(_FORMATS, form.get("type"), f"{path}.format.type")(form)
+    wanted = object_in(tool, "format", path)
+    if wanted:
+        custom["format"] = one_of(_FORMATS, wanted.get("type"), f"{path}.format.type")(wanted)
     return custom
 
 
 _KINDS: Mapping[str, Callable[[Object, str], Object]] = {"function": _function, "custom": _custom}
 _FORMATS: Mapping[str, Callable[[Object], Object]] = {
-    "text": lambda form: {"type": "text"},
-    "grammar": lambda form: {"type": "grammar", "grammar": given(form, "definition", "syntax")},
+    "text": lambda wanted: {"type": "text"},
+    "grammar": lambda wanted: {"type": "grammar", "grammar": given(wanted, "definition", "syntax")},
 }

@@ -66,7 +66,7 @@ class Decoder:
         self.foreign = b""
         self.overflow = False
 
-    def feed(self, piece: bytes) -> list[Message]:
+    def decode(self, piece: bytes) -> list[Message]:
         """The messages that ``piece`` completes."""
         if self._skip_lf and piece:
             self._skip_lf = False

@@ -85,7 +85,7 @@ class Subscriber:
     async def _read(self) -> None:
         piece = await self._piece()
         self.body += piece.decode()  # no peer cuts within a character
-        for message in self._parser.feed(piece):
+        for message in self._parser.parse(piece):
             if message.event == "control":
                 self.control = message.data
             else:

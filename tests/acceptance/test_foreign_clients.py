@@ -154,7 +154,7 @@ async def curl(url: str, report: Report) -> None:
         async with _running(program, *arguments) as process:
             assert process.stdout is not None
             while piece := await process.stdout.read(1000):
-                for message in parser.feed(piece):
+                for message in parser.parse(piece):
                     cursor = message.last_event_id
                     report(message)
             if await process.wait() == 0:
@@ -363,7 +363,7 @@ async def expected_of(api: Api, client: Client, id: str) -> list[Message]:
     if client is not openai_sdk:
         return await api.log(id)
     answer = await api.read(id, format="openai")
-    payloads = [event.data for event in Parser().feed(answer.body)]
+    payloads = [event.data for event in Parser().parse(answer.body)]
     assert payloads.pop() == "[DONE]"
     return [Message("message", json.dumps(json.loads(payload), sort_keys=True), "") for payload in payloads]
 

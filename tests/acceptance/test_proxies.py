@@ -373,7 +373,7 @@ async def test_without_a_node_an_event_source_is_told_to_try_again(name: str, st
         assert (answer.status, answer.media_type) == (200, "text/event-stream")
         assert answer.headers["cache-control"] == "no-store"
         parser = Parser("1763701200123-0")
-        assert parser.feed(answer.body) == [], "nothing that was not in the log"
+        assert parser.parse(answer.body) == [], "nothing that was not in the log"
         assert parser.last_event_id == "1763701200123-0"
         # Several client libraries make an empty event of a `retry:` block; without a blank line there is no block.
         assert answer.body == (b"OK" if name == "traefik" else b"retry: 1000\n")

@@ -63,7 +63,7 @@ async def test_a_terminal_ends_up_as_if_the_text_alone_had_been_written(seed, sh
     expected, text = Screen(), "".join(texts)
     *_, summary = window.screen.lines
     written = f"{window.screen.lines[0]}\n{text}" + "\n" * (not text.endswith("\n")) + summary
-    expected.feed(written.replace("\n", "\r\n").encode())
+    expected.take(written.replace("\n", "\r\n").encode())
     assert window.screen.lines == expected.lines
 
 

@@ -104,7 +104,7 @@ class EventCounter:
         self.events = 0
         self._tail = b""
 
-    def feed(self, data: bytes) -> int:
+    def count(self, data: bytes) -> int:
         """How many events the bytes complete."""
         data = self._tail + data
         completed = data.count(b"\n\n")
@@ -134,7 +134,7 @@ class _Reader(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self._meter.counts[self._number] += self._counter.feed(data)
+        self._meter.counts[self._number] += self._counter.count(data)
         self.reads += 1
         self.first = self.first or data
         self.last = self.last[-len(_LAST_CHUNK) :] + data
@@ -248,7 +248,7 @@ async def bytes_sync(base_url: str) -> AsyncIterator[Reader]:
             with client.stream("POST", base_url + _PATH, json=request(number)) as response:
                 yield 0
                 for piece in response.iter_bytes():
-                    yield counter.feed(piece)
+                    yield counter.count(piece)
 
         yield read
 
@@ -278,7 +278,7 @@ async def bytes_async(base_url: str, client: httpx2.AsyncClient | None = None) -
             async with transport.stream("POST", base_url + _PATH, json=request(number)) as response:
                 yield 0
                 async for piece in response.aiter_bytes():
-                    yield counter.feed(piece)
+                    yield counter.count(piece)
 
         yield read
 

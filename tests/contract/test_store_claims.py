@@ -19,7 +19,7 @@ async def test_first_claim_binds_and_every_other_is_told_to_what(store, other):
     assert await other.claim("k", theirs, ttl_ms=60_000) == mine
     assert await other.claimed("k") == mine
     assert await store.claim("k2", theirs, ttl_ms=60_000) == theirs
-    await other.release("k", mine.token)
+    await other.release("k", mine.mark)
     assert await store.claimed("k") is None
     assert await other.claim("k", theirs, ttl_ms=60_000) == theirs
 
@@ -41,7 +41,7 @@ async def test_of_many_who_claim_one_wins(start_store):
 async def test_attempt_takes_a_claim_over_from_no_claim_but_the_one_before_it(store, other, name):
     first = claim_of("a")
     await store.claim("k", first, ttl_ms=60_000)
-    await store.release("k", first.token)
+    await store.release("k", first.mark)
     anew = claim_of(name)
     await store.claim("k", anew, ttl_ms=60_000)
     assert await other.claim("k", claim_of("c", 1, first), ttl_ms=60_000) == anew
@@ -63,35 +63,35 @@ async def test_later_attempt_takes_a_claim_over_and_no_earlier_one_takes_it_back
 async def test_claim_is_released_by_nobody_but_whom_it_leads_to(store, other):
     first, second = claim_of("a"), claim_of("a")  # a chosen id, twice
     await store.claim("k", second, ttl_ms=60_000)
-    await other.release("k", first.token)
+    await other.release("k", first.mark)
     await grow(store, "a", "s")
-    await other.delete("a", run="1", idempotency="k", claim=first.token)
+    await other.delete("a", run="1", idempotency="k", claim=first.mark)
     assert await store.claimed("k") == second
     await grow(store, "a", "s")
-    await other.delete("a", run="2", idempotency="k", claim=second.token)
+    await other.delete("a", run="2", idempotency="k", claim=second.mark)
     assert await store.claimed("k") is None
 
 
 async def test_nothing_is_created_under_a_claim_that_is_over(store, other):
     first, second = claim_of("a"), claim_of("a")
     (start,) = batch("s")
-    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=first.token) is None
-    assert await other.create("a", [start], node="n", ttl_ms=60_000, claim=first.token) is None  # a lost answer
-    await other.delete("a", run="1", claim=first.token)
-    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=first.token) == Refused(None)
+    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=first.mark) is None
+    assert await other.create("a", [start], node="n", ttl_ms=60_000, claim=first.mark) is None  # a lost answer
+    await other.delete("a", run="1", claim=first.mark)
+    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=first.mark) == Refused(None)
     assert await store.last("a") is None
-    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=second.token) is None
+    assert await store.create("a", [start], node="n", ttl_ms=60_000, claim=second.mark) is None
 
 
 async def test_claim_of_an_earlier_version_is_a_first_attempt(store, valkey):
     async with valkey.client() as client:
         await client.set("replay:idempotency:k", '{"id":"a","body":"1"}', ex=60)
     old = await store.claimed("k")
-    assert old == Claim("a", "1", token="a")
+    assert old == Claim("a", "1", mark="a")
     assert await store.claim("k", claim_of("b"), ttl_ms=60_000) == old
     taken_over = claim_of("b", 1, old)
     assert await store.claim("k", taken_over, ttl_ms=60_000) == taken_over
-    await store.release("k", taken_over.token)
+    await store.release("k", taken_over.mark)
     async with valkey.client() as client:
         await client.set("replay:idempotency:k", '{"id":"a","body":"1"}', ex=60)
     await grow(store, "a", "s")

@@ -296,7 +296,7 @@ async def test_delete_leaves_no_key_that_names_the_generation(store, valkey):
     await store.take_try(name, hold_ms=60_000)
     await store.create(name, batch("s", "ta", "e"), node="node_1", ttl_ms=60_000, request=b'{"id":"gen_to_be_deleted"}')
     # when
-    assert await store.delete(name, run="1", idempotency="hash", claim=claim.token, digest="digest") is True
+    assert await store.delete(name, run="1", idempotency="hash", claim=claim.mark, digest="digest") is True
     # then
     async with valkey.client(decode_responses=True) as client:
         for key in await client.keys():

@@ -29,7 +29,7 @@ SENT, SHOWN = "bytes leave for Valkey", "bytes leave for the reader"
 WOKEN, REPLY = "wakes task produce <id>", "the event loop, with bytes from Valkey"
 WAYS = {
     token: (
-        *(read_body, Decoder.feed, Recorder.record, Writer.put, WOKEN, ValkeyStore.append, SENT, REPLY),
+        *(read_body, Decoder.decode, Recorder.record, Writer.put, WOKEN, ValkeyStore.append, SENT, REPLY),
         *(Feed.extend, StreamConnection.write, SHOWN),
     ),
     last_event_id: (

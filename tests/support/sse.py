@@ -57,7 +57,7 @@ class Parser:
         self._data = ""
         self._event = ""
 
-    def feed(self, data: bytes) -> list[Message]:
+    def parse(self, data: bytes) -> list[Message]:
         """The events that these bytes complete."""
         text = self._decoder.decode(data)
         if text and self._at_start:
@@ -233,7 +233,7 @@ class EventSourceClient:
         parser = Parser(self.last_event_id)
         parser.comments = self.comments
         while piece := await stream.read():
-            for message in parser.feed(piece):
+            for message in parser.parse(piece):
                 self.events.append(message)
                 self.last_event_id = message.last_event_id
             self.retry_ms = self.retry_ms if parser.retry_ms is None else parser.retry_ms
@@ -246,7 +246,7 @@ class EventSourceClient:
 
 def messages(body: bytes, last_event_id: str = "") -> list[Message]:
     """The events of a whole body."""
-    return Parser(last_event_id).feed(body)
+    return Parser(last_event_id).parse(body)
 
 
 async def read_stream(url: str, headers: Mapping[str, str] | None = None, seconds: float = DEADLINE_S) -> Answer:

@@ -99,6 +99,6 @@ def ignore(*_: Any) -> None:
 
 
 def claim_of(name: str, attempt: int = 0, after: Claim | None = None, *, fingerprint: str = "1") -> Claim:
-    """A claim for the generation of that name, with a token of its own."""
-    previous, token = (None, None) if after is None else (after.generation_id, after.token)
-    return Claim(name, fingerprint, uuid.uuid4().hex, attempt, previous, token)
+    """A claim for the generation of that name, with a mark of its own."""
+    previous, mark = (None, None) if after is None else (after.generation_id, after.mark)
+    return Claim(name, fingerprint, uuid.uuid4().hex, attempt, previous, mark)

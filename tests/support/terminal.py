@@ -146,7 +146,7 @@ class Window:
             self._over.set()
             return
         self.bytes += piece
-        self.screen.feed(piece)
+        self.screen.take(piece)
 
     async def shows(self, pattern: str) -> str:
         """Wait until a line of the screen fits; the line."""
@@ -182,7 +182,7 @@ class Screen:
         self._screen = pyte.HistoryScreen(COLUMNS, ROWS, history=1000)
         self._stream = pyte.ByteStream(self._screen)
 
-    def feed(self, output: bytes) -> None:
+    def take(self, output: bytes) -> None:
         self._stream.feed(output)
 
     @property

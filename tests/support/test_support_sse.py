@@ -40,7 +40,7 @@ def test_parser_follows_the_rules(body: bytes, expected: list[tuple[str, str, st
 
 def test_parser_takes_retry_only_as_digits() -> None:
     parser = Parser()
-    parser.feed(b"retry: 250\n\nretry: 1s\nretry: -1\nretry:\n")
+    parser.parse(b"retry: 250\n\nretry: 1s\nretry: -1\nretry:\n")
     assert parser.retry_ms == 250
 
 
@@ -61,7 +61,7 @@ def test_parser_does_not_care_where_the_bytes_are_split(line_end: bytes) -> None
     # then the events are the same
     for pieces in splits:
         parser = Parser()
-        assert [message for piece in pieces for message in parser.feed(piece)] == expected
+        assert [message for piece in pieces for message in parser.parse(piece)] == expected
 
 
 def test_parser_mixes_line_ends() -> None:

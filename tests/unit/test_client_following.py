@@ -61,7 +61,7 @@ def test_every_event_once_through_cuts_and_torn_lines(tokens, cuts, piece):
         cursor = reader.connect().headers.get("Last-Event-ID")
         body = lines_after(events, cursor).replace(b"{", b"  {")[:length]
         for place in range(0, len(body), piece):
-            shown += reader.feed(body[place : place + piece])
+            shown += reader.take(body[place : place + piece])
         if reader.complete:
             break
     # then
@@ -93,10 +93,10 @@ def test_a_line_that_is_no_event_is_told_apart(line):
 def test_notices_do_not_move_the_cursor():
     # given
     reader = following()
-    list(reader.feed(lines_after(log(2)[:1], None)))
+    list(reader.take(lines_after(log(2)[:1], None)))
     # when
-    shown = list(reader.feed(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
-    shown += reader.feed(b'{"type":"reset","reason":"unknown_event_id","asked":"1000-0"}\n')
+    shown = list(reader.take(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
+    shown += reader.take(b'{"type":"reset","reason":"unknown_event_id","asked":"1000-0"}\n')
     # then
     assert [(type(event), event.event_id) for event in shown] == [(Live, None), (Reset, None)]
     assert reader.connect().headers["Last-Event-ID"] == "1000-0"
@@ -104,7 +104,7 @@ def test_notices_do_not_move_the_cursor():
 
 def test_what_follows_the_end_is_not_shown():
     reader = following()
-    shown = list(reader.feed(lines_after(log(2), None) * 2))
+    shown = list(reader.take(lines_after(log(2), None) * 2))
     assert [event.raw for event in shown] == log(2)
 
 
@@ -134,7 +134,7 @@ def test_only_a_clean_and_empty_answer_is_doubted():
     reader = following(after="1002-2")
     reader.connect()
     assert reader.question() is None
-    list(reader.feed(b" "))
+    list(reader.take(b" "))
     reader.ended()
     # then
     assert reader.question() is None
@@ -154,9 +154,9 @@ def test_what_may_pass_is_waited_for(outcome):
 def test_an_event_makes_the_next_pause_short_and_a_notice_does_not():
     reader = following(backoff=Backoff(None, jitter=lambda: 1.0))
     [reader.pause_s(CUT) for _ in range(5)]
-    list(reader.feed(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
+    list(reader.take(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
     assert reader.pause_s(CUT) == 3.2
-    list(reader.feed(lines_after(log(2)[:1], None)))
+    list(reader.take(lines_after(log(2)[:1], None)))
     assert reader.pause_s(CUT) == 0.1
 
 
@@ -173,7 +173,7 @@ def test_patience_has_an_end_where_one_is_set():
     reader.pause_s(CUT)
     # when it comes back, and goes again
     now = 9.0
-    list(reader.feed(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
+    list(reader.take(b'{"id":"1000-0","type":"live","last_event_id":"1000-0"}\n'))
     now = 100.0
     reader.pause_s(CUT)
     now = 110.0

@@ -39,7 +39,7 @@ from replay.wire.events import (
     event_objects,
 )
 from replay.wire.openai import chunk_of
-from replay.wire.openai_formats import CHUNKS
+from replay.wire.openai_formats import OPENAI_CHUNKS
 
 _BLOCK = re.compile(rb"event: (start|token|delta|end)\ndata: ([^\n\r\0]+)\nid: (\d+-\d+)\n\n")
 _CHUNK_BLOCK = re.compile(rb"data: ([^\n\r\0]+)\nid: (\d+-\d+)\n\n")
@@ -104,7 +104,7 @@ def test_lines_are_framed_exactly():
 
 def test_chunks_are_framed_exactly():
     log = log_with({"id": "c", "choices": [{"index": 0, "text": "Val"}]}, {"id": "c", "choices": []})
-    assert encoded(CHUNKS, log) == (
+    assert encoded(OPENAI_CHUNKS, log) == (
         b'data: {"id":"gen_unit","choices":[{"index":0,"text":"Val"}]}\nid: 1763701200133-1\n\n'
         b'data: {"id":"gen_unit","choices":[]}\nid: 1763701200143-2\n\n'
         b"data: [DONE]\nid: 1763701200153-3\n\n"
@@ -146,7 +146,7 @@ def test_chunks_are_framed_exactly():
 )
 def test_chunks_that_did_not_complete_close_with_the_error_object_under_the_end(end, error):
     log = log_with(chat(content="x"), end=end)
-    *_, last = messages(encoded(CHUNKS, log))
+    *_, last = messages(encoded(OPENAI_CHUNKS, log))
     assert (last.event, last.last_event_id) == ("message", str(log.last_id))
     assert json.loads(last.data) == {"error": error}
 
@@ -160,12 +160,12 @@ def test_notices_never_move_the_cursor_unless_they_name_an_event():
     )
     assert NDJSON.notice("live", {"last_event_id": "1-2"}) == b'{"type":"live","last_event_id":"1-2"}\n'
     assert NDJSON.notice("snapshot", {"text": ""}, "1-2") == b'{"id":"1-2","type":"snapshot","text":""}\n'
-    assert CHUNKS.notice("live", {"last_event_id": "1-2"}) == b""
+    assert OPENAI_CHUNKS.notice("live", {"last_event_id": "1-2"}) == b""
 
 
 def test_keep_alive_is_no_event_in_any_face():
     log = log_with(chat(content="x"))
-    for format in (SSE, CHUNKS):
+    for format in (SSE, OPENAI_CHUNKS):
         assert format.keepalive == b":k\n"
         assert messages(format.keepalive * 3 + encoded(format, log)) == messages(encoded(format, log))
     assert [json.loads(line) for line in (NDJSON.keepalive * 3 + encoded(NDJSON, log)).splitlines()] == objects(log)
@@ -186,7 +186,7 @@ def test_data_of_any_stream_is_one_line_of_json(stream):
     assert [{"id": event_id.decode()} | json.loads(data) for _, data, event_id in blocks] == objects(log)
     assert [json.loads(line) for line in lines] == objects(log)
     assert all(line.startswith(b'{"id":"') for line in lines)
-    chunks = matches(_CHUNK_BLOCK, encoded(CHUNKS, log))
+    chunks = matches(_CHUNK_BLOCK, encoded(OPENAI_CHUNKS, log))
     assert [event_id for _, event_id in chunks] == [str(event.id).encode() for event in log.events(1)]
     assert all(json.loads(data)["id"] == GENERATION_ID for data, _ in chunks[:-1])
 
@@ -209,7 +209,7 @@ def test_no_content_breaks_a_frame_wherever_it_stands(text, name):
     # then
     assert len(matches(_BLOCK, encoded(SSE, log))) == len(log)
     assert len(matches(_LINE, encoded(NDJSON, log))) == len(log)
-    assert len(matches(_CHUNK_BLOCK, encoded(CHUNKS, log))) == len(log) - 1
+    assert len(matches(_CHUNK_BLOCK, encoded(OPENAI_CHUNKS, log))) == len(log) - 1
     for format in (SSE, NDJSON):
         assert not re.search(rb"[\n\r\0]", format.notice("reset", {"asked": text, name: text}).rstrip(b"\n")[13:])
 
@@ -223,7 +223,7 @@ def _fields(start: Start) -> dict[str, Any]:
 def test_stretches_encoded_one_by_one_are_the_whole(stream, cuts):
     log = record(stream)
     bounds = sorted({0, len(log), *(min(cut, len(log)) for cut in cuts)})
-    for format in (SSE, NDJSON, CHUNKS):
+    for format in (SSE, NDJSON, OPENAI_CHUNKS):
         stretches = [encoded(format, log, start, stop) for start, stop in pairwise(bounds)]
         assert b"".join(stretches) == encoded(format, log)
 

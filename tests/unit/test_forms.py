@@ -40,13 +40,13 @@ from replay.wire.framing import UNTIL_CLOSE
 from replay.wire.json import loads, mended
 from replay.wire.normalizing import Normalizer
 from replay.wire.openai import chunk_of
-from replay.wire.openai_formats import CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS
+from replay.wire.openai_formats import COMPLETIONS, COMPLETIONS_BARE, OPENAI_CHUNKS, TOKEN_LINES
 from replay.wire.recorder import Recorder
-from replay.wire.responses_dialect import RESPONSES as RESPONSES_DIALECT
-from replay.wire.responses_format import RESPONSES
+from replay.wire.responses_dialect import RESPONSES
+from replay.wire.responses_format import RESPONSE_EVENTS
 from replay.wire.sse import Message
 
-FORMATS = (SSE, NDJSON, CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKENS, RESPONSES)
+FORMATS = (SSE, NDJSON, OPENAI_CHUNKS, COMPLETIONS, COMPLETIONS_BARE, TOKEN_LINES, RESPONSE_EVENTS)
 
 
 def chunk(
@@ -149,7 +149,7 @@ def test_events_of_the_responses_api_have_blanks_too():
         {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "delta": text, "obfuscation": noise}
         for text, noise in (("Hel", "q1"), ("lo", "w22"), ("!", "e333"))
     ]
-    recorder = Recorder(RESPONSES_DIALECT)
+    recorder = Recorder(RESPONSES)
     entries = [
         recorder.record(Message(b"", dump(event | {"sequence_number": n}, "raw"))) for n, event in enumerate(events)
     ]
@@ -295,7 +295,7 @@ def test_what_a_stream_is_judged_by_is_no_blank(before, after):
 @pytest.mark.parametrize("responses", [True, False])
 def test_events_of_another_type_in_the_same_shape_are_recorded_whole(responses):
     stream = [b'{"type":"response.%b.delta","delta":"a","n":1}' % kind for kind in (b"reasoning_text", b"output_text")]
-    recorder = Recorder(RESPONSES_DIALECT if responses else CHAT)
+    recorder = Recorder(RESPONSES if responses else CHAT)
     entries = [recorder.record(Message(b"", raw)) for raw in stream]
     assert [entry[1:] for entry in entries] == stream
 
@@ -366,7 +366,7 @@ def test_key_that_comes_twice_is_no_blank():
 def test_text_that_stays_the_same_is_seen_all_the_same():
     stream = [chunk(content="ha", reasoning=letter) for letter in "abcd"]
     log = record(stream)
-    assert [data for *_, data in shown(TOKENS, log)][:-1] == [{"token": "ha"}] * 4
+    assert [data for *_, data in shown(TOKEN_LINES, log)][:-1] == [{"token": "ha"}] * 4
     assert chunks_of(log) == stream
 
 
@@ -483,12 +483,12 @@ def test_transcript_is_the_same_where_something_else_grows(beside):
 
 async def test_segment_of_what_grows_is_bounded_in_bytes():
     feed = Feed(GENERATION_ID, record(growing(600, begun="x" * 100_000), COMPLETED))
-    encoding = Encoding(CHUNKS, UNTIL_CLOSE)
+    encoding = Encoding(OPENAI_CHUNKS, UNTIL_CLOSE)
     place, read = 0, []
     while place < len(feed.log):
         data, place = feed.segment(encoding, place, len(feed.log))
         read.append(data)
-    assert b"".join(read) == CHUNKS.encode(Recording(feed.log), 0, len(feed.log))
+    assert b"".join(read) == OPENAI_CHUNKS.encode(Recording(feed.log), 0, len(feed.log))
     assert max(map(len, read)) < 2 << 20
 
 

@@ -47,7 +47,7 @@ def test_what_is_behind_requests_is_counted_wherever_packets_end(seed):
         new = [one for one, end in zip(said, heads_end, strict=True) if at < end <= to]
         before = sum(end <= at for end in heads_end)
         after = sum(end <= to for end in heads_end)
-        heads.feed(
+        heads.take(
             stream[at:to],
             new,
             within_body=before > 0 and requests_end[before - 1] > at,
@@ -69,9 +69,9 @@ def test_what_is_behind_one_request_can_be_said(body, chunked, part):
     text, said = request(body, chunked=chunked)
     for cut in range(said.head_end, len(text) + 1):
         heads = Heads()
-        heads.feed(text[:cut], [said], within_body=False, ended=cut == len(text))
+        heads.take(text[:cut], [said], within_body=False, ended=cut == len(text))
         if cut == len(text):
-            heads.feed(part)
+            heads.take(part)
         else:
-            heads.feed(text[cut:] + part, within_body=True)
+            heads.take(text[cut:] + part, within_body=True)
         assert heads.unfinished == len(part.lstrip(b"\r\n"))

@@ -22,9 +22,9 @@ from replay.wire.events import SSE, Recording, event_data
 from replay.wire.failures import upstream_error
 from replay.wire.folding import fold
 from replay.wire.openai import chunk_of, template_of
-from replay.wire.openai_formats import CHUNKS
+from replay.wire.openai_formats import OPENAI_CHUNKS
 from replay.wire.recorder import Recorder
-from replay.wire.responses_dialect import RESPONSES as RESPONSES_DIALECT
+from replay.wire.responses_dialect import RESPONSES
 from replay.wire.sse import Decoder, Message
 
 STREAMS = [sample for sample in SAMPLES.values() if "json" not in sample.headers.get("content-type", "")]
@@ -43,7 +43,7 @@ def delta(index: int = 0, finish_reason: str | None = None, **said: Any) -> dict
 def recorded(sample: Sample) -> tuple[list[bytes], Recorder, Decoder]:
     """A sample as the producer records it."""
     decoder, recorder = Decoder(1 << 20), Recorder()
-    taken = [*decoder.feed(sample.body), *decoder.finish()]
+    taken = [*decoder.decode(sample.body), *decoder.finish()]
     entries = [recorder.record(message) for message in taken]
     return [entry for entry in entries if entry is not None], recorder, decoder
 
@@ -57,7 +57,7 @@ def chunks_of(log: Log) -> list[Any]:
 
 def face_chunks(log: Log) -> list[Any]:
     """What a reader of `format=openai` gets, without the closing line."""
-    body = CHUNKS.encode(Recording(log), 0, len(log))
+    body = OPENAI_CHUNKS.encode(Recording(log), 0, len(log))
     *chunks, closing = messages(body)
     assert closing.data == "[DONE]"
     return [json.loads(message.data) for message in chunks]
@@ -112,9 +112,9 @@ def test_entry_is_a_token_exactly_when_its_chunk_has_visible_text(stream):
 def test_chunks_decode_from_any_place_of_the_log(stream, place):
     log = record(stream)
     start = min(place, len(log))
-    body = CHUNKS.encode(Recording(log), start, len(log))
-    whole = CHUNKS.encode(Recording(log), 0, len(log))
-    assert whole == CHUNKS.encode(Recording(log), 0, start) + body
+    body = OPENAI_CHUNKS.encode(Recording(log), start, len(log))
+    whole = OPENAI_CHUNKS.encode(Recording(log), 0, len(log))
+    assert whole == OPENAI_CHUNKS.encode(Recording(log), 0, start) + body
 
 
 def test_chunks_after_the_first_of_a_shape_are_stored_as_their_text():
@@ -281,7 +281,7 @@ def test_deep_chunk_is_refused_or_can_be_shown_wherever_that_is_called(depth):
     except UpstreamInvalid:
         return
     log = log_of([entry])
-    for format in (SSE, CHUNKS):
+    for format in (SSE, OPENAI_CHUNKS):
         assert _deeper(60, lambda format=format: format.encode(Recording(log), 0, len(log)))
 
 
@@ -486,7 +486,7 @@ def test_events_of_the_responses_api_are_tokens_and_deltas_where_they_were_asked
         {**payload, "sequence_number": place}
         for place, payload in enumerate(SAMPLES["15-responses-event-lines"].payloads)
     ]
-    recorder = Recorder(RESPONSES_DIALECT)
+    recorder = Recorder(RESPONSES)
     # when
     entries = [recorder.record(Message(payload["type"].encode(), dump(payload, "raw"))) for payload in numbered]
     log = log_of(entries)
@@ -511,7 +511,7 @@ def test_text_of_the_responses_api_is_stored_alone():
         }
         for place, text in enumerate(("Hel", "lo", " wor"))
     ]
-    recorder = Recorder(RESPONSES_DIALECT)
+    recorder = Recorder(RESPONSES)
     entries = [recorder.record(Message(b"", dump(chunk, "raw"))) for chunk in chunks]
     assert [entry[:1] for entry in entries] == [b"T", b"t", b"t"]
     assert entries[1:] == [b"tlo", b"t wor"]
@@ -526,13 +526,13 @@ def test_text_of_the_responses_api_is_stored_alone():
     ],
 )
 def test_failure_of_a_response_is_the_upstreams_error(event, code):
-    recorder = Recorder(RESPONSES_DIALECT)
+    recorder = Recorder(RESPONSES)
     recorder.record(Message(event["type"].encode(), dump(event, "raw")))
     assert recorder.verdict().code == "upstream_error"
     assert recorder.verdict().details.get("code") == code
 
 
 def test_response_without_its_end_is_truncated():
-    recorder = Recorder(RESPONSES_DIALECT)
+    recorder = Recorder(RESPONSES)
     recorder.record(Message(b"", b'{"type":"response.output_text.delta","delta":"a"}'))
     assert recorder.verdict().code == "upstream_truncated"

@@ -19,8 +19,7 @@ from support.response_events import (
 )
 from support.samples import SAMPLES
 
-from replay.wire.responses_dialect import RESPONSES as DIALECT
-from replay.wire.responses_dialect import as_chunk
+from replay.wire.responses_dialect import RESPONSES, as_chunk
 
 PASSED = SAMPLES["15-responses-event-lines"].payloads
 
@@ -114,7 +113,7 @@ def test_sdk_reads_the_events_of_an_upstream():
     [({"type": "response.x"}, True), ({"type": "error"}, False), ({"type": ["response."]}, False), (chunk(), False)],
 )
 def test_event_is_told_from_a_chunk_by_its_type(entry, expected):
-    assert DIALECT.recognises(entry) is expected
+    assert RESPONSES.recognises(entry) is expected
 
 
 # As chunks.

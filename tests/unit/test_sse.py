@@ -17,7 +17,7 @@ PLENTY = 1 << 20
 def decode(*pieces: bytes) -> tuple[list[Message], list[Message], bytes]:
     """What a decoder makes of the pieces, of the end after them, and what foreign line it met."""
     decoder = Decoder(PLENTY)
-    messages = [message for piece in pieces for message in decoder.feed(piece)]
+    messages = [message for piece in pieces for message in decoder.decode(piece)]
     return messages, decoder.finish(), decoder.foreign
 
 
@@ -117,7 +117,7 @@ def test_event_without_its_line_end_is_said_by_finish(stream, rest):
 
 def test_finish_says_nothing_twice():
     decoder = Decoder(PLENTY)
-    assert list(decoder.feed(b"data: x\n\ndata: y")) == [Message(b"", b"x")]
+    assert list(decoder.decode(b"data: x\n\ndata: y")) == [Message(b"", b"x")]
     assert decoder.finish() == [Message(b"", b"y")]
     assert decoder.finish() == []
 
@@ -216,7 +216,7 @@ def until_overflow(pieces: list[bytes], max_bytes: int) -> tuple[list[Message], 
     decoder = Decoder(max_bytes)
     messages, taken = [], 0
     for piece in pieces:
-        messages += decoder.feed(piece)
+        messages += decoder.decode(piece)
         taken += len(piece)
         if decoder.overflow:
             return messages, taken
@@ -254,7 +254,7 @@ def test_line_that_comes_in_many_pieces_is_put_together_once():
     line = b"data: %b\n\n" % data
     decoder = Decoder(PLENTY)
     messages = [
-        message for start in range(0, len(line), 100) for message in decoder.feed(Piece(line[start : start + 100]))
+        message for start in range(0, len(line), 100) for message in decoder.decode(Piece(line[start : start + 100]))
     ]
     assert messages == [Message(b"", data)]
     assert Piece.joined <= 2 * len(line)

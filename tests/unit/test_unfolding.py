@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from replay.wire.sse import Message
-from replay.wire.whole import unfolded
+from replay.wire.unfolding import unfolded
 
 
 def chunks_of(value: Any) -> list[Any]:
